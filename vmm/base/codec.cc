@@ -1,0 +1,14 @@
+#include "vmm/base/codec.h"
+
+namespace base {
+
+Result<std::span<const u8>> ByteReader::take(u64 count) {
+  if (count > left_.size()) {
+    return make_error(ErrorKind::corrupt, "needs {} bytes, {} are left", count, left_.size());
+  }
+  const std::span<const u8> taken = left_.first(count);
+  left_ = left_.subspan(count);
+  return taken;
+}
+
+}  // namespace base

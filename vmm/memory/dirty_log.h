@@ -1,0 +1,34 @@
+// DirtyLog: which pages of RAM *we* have written.
+//
+// KVM's dirty log sees the guest's writes only. Whatever the VMM, a device or io_uring writes into
+// guest memory is recorded here; a revert takes the union of both. Asynchronous writes are marked
+// when they are submitted: marking early is safe, because a revert drains them before it collects.
+//
+// Thread: mark() from any thread. collect() while nobody marks (machine quiet).
+
+#pragma once
+
+#include <atomic>
+#include <vector>
+
+#include "vmm/base/types.h"
+#include "vmm/memory/page_set.h"
+
+namespace memory {
+
+class DirtyLog final {
+ public:
+  explicit DirtyLog(u64 page_count) : words_((page_count + 63) / 64) {}
+
+  // Every page that [offset, offset + length) touches, the last one included; none for length 0.
+  // REQUIRES: the range lies within RAM.
+  void mark(u64 ram_offset, u64 length);
+
+  // Adds the marked pages to `pages` and leaves the log empty.
+  void collect(PageSet& pages);
+
+ private:
+  std::vector<std::atomic<u64>> words_;
+};
+
+}  // namespace memory
