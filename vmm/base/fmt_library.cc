@@ -1,0 +1,18 @@
+// fmt, compiled once. Debian ships only a shared library of it, which a static program cannot use,
+// and the header-only form costs each file four seconds. What is instantiated here is what the
+// headers declare and expect the library to hold.
+
+#include <fmt/format-inl.h>
+
+FMT_BEGIN_NAMESPACE
+namespace detail {
+
+template void buffer<char>::append(const char*, const char*);
+template void vformat_to(buffer<char>&, string_view, typename vformat_args<>::type, locale_ref);
+template thousands_sep_result<char> thousands_sep_impl(locale_ref);
+template char decimal_point_impl(locale_ref);
+template dragonbox::decimal_fp<float> dragonbox::to_decimal(float) noexcept;
+template dragonbox::decimal_fp<double> dragonbox::to_decimal(double) noexcept;
+
+}  // namespace detail
+FMT_END_NAMESPACE
