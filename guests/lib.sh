@@ -71,19 +71,25 @@ refresh_lists() {
 }
 
 # The machine's lists are enough unless there are none (a fresh container).
+# apt parses its lists anew on every call where a container's settings keep its index off the disk: a second a call.
+apt_cache() {
+  mkdir -p "$guest_cache"
+  apt-cache -o "Dir::Cache::pkgcache=$guest_cache/.apt-packages.bin" -o "Dir::Cache::srcpkgcache=$guest_cache/.apt-sources.bin" "$@"
+}
+
 # An installed package has a candidate without any list, so the lists must name an archive for this one.
-have_lists() { apt-cache madison "$1" 2>/dev/null | grep -q '|'; }
+have_lists() { apt_cache madison "$1" 2>/dev/null | grep -q '|'; }
 
 # depends_of META: the exact package that a meta package stands for.
 depends_of() {
   have_lists "$1" || refresh_lists
-  apt-cache depends --important "$1" | sed -n 's/^ *Depends: \(linux-image-[0-9][^ ]*\)$/\1/p' | head -n 1
+  apt_cache depends --important "$1" | sed -n 's/^ *Depends: \(linux-image-[0-9][^ ]*\)$/\1/p' | head -n 1
 }
 
 # version_of PACKAGE: the version that fetch would get.
 version_of() {
   have_lists "$1" || refresh_lists
-  apt-cache policy "$1" | sed -n 's/^ *Candidate: //p'
+  apt_cache policy "$1" | sed -n 's/^ *Candidate: //p'
 }
 
 # fetch PACKAGE: downloads one package by its exact name and prints the file's path. Kept in the cache by
