@@ -1,0 +1,104 @@
+// Vm: one virtual machine's KVM object: memory slots, interrupt controllers, dirty log.
+//
+// RAM is one KVM memory slot per RamRegion. Above these sits a one-page slot that the guest has no
+// use for; moving it makes KVM throw its shadow page tables away.
+//
+// The dirty log is KVM's bitmap with manual protection: collect_dirty() reads it and leaves it as
+// it is, rearm_dirty() clears the bits it is given and write-protects those pages again. Pages that
+// the VMM itself writes are not in it; memory::DirtyLog has them.
+//
+// Revert, in this order, all vCPUs parked: collect_dirty, copy pages back, rearm_dirty,
+// invalidate_translations, Processors::restore.
+//
+// Thread: set_irq from any thread; the rest from one thread at a time. The dirty-log calls and
+// invalidate_translations allocate nothing.
+
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "vmm/base/fd.h"
+#include "vmm/base/result.h"
+#include "vmm/kvm/kvm.h"
+#include "vmm/memory/gpa.h"
+#include "vmm/memory/guest_memory.h"
+#include "vmm/memory/page_set.h"
+
+namespace kvm {
+
+enum class DirtyLogging : u8 { off, on };
+enum class LineLevel : u8 { low, high };
+
+// What KVM keeps of guest page tables and does not notice when the host rewrites them.
+enum class StaleTranslations : u8 {
+  tlb,            // two-dimensional paging: only the TLB
+  shadow_tables,  // shadow paging: KVM's shadow of the guest's tables as well
+};
+
+// Addresses below 4 GiB that KVM itself takes; no device and no RAM may lie there.
+inline constexpr Gpa kTranslationProbeSlot{0xfffb'8000};  // the movable page: this or the next
+inline constexpr Gpa kIdentityMapPage{0xfffb'c000};
+inline constexpr Gpa kTssPages{0xfffb'd000};  // three pages
+inline constexpr u32 kGsiCount = 24;          // pins of the in-kernel IOAPIC
+
+class Vm final {
+ public:
+  // Slots first (the same ioctls cost many times more once the interrupt controllers exist), then
+  // PIC, IOAPIC and PIT. `memory` must outlive the Vm.
+  static Result<std::unique_ptr<Vm>> create(const Kvm& kvm, memory::GuestMemory& memory,
+                                            DirtyLogging at_creation);
+  // Closes on a thread of its own: KVM waits 15-23 ms for grace periods.
+  ~Vm();
+  Vm(const Vm&) = delete;
+  Vm& operator=(const Vm&) = delete;
+
+  const base::Fd& fd() const { return fd_; }
+
+  // Sets a pin of the interrupt controllers. Synchronous: on return the interrupt is in the LAPIC
+  // or in the IOAPIC, so that a snapshot has it. REQUIRES: gsi < kGsiCount.
+  void set_irq(u32 gsi, LineLevel level);
+  // All pins low, before the controllers' state is replaced.
+  void lower_all_irqs();
+
+  // A 4-byte write of `datamatch` at `address` signals `eventfd` without leaving the kernel.
+  Result<void> add_ioeventfd(Gpa address, u32 datamatch, const base::Fd& eventfd);
+
+  DirtyLogging dirty_logging() const { return dirty_logging_; }
+  Result<void> start_dirty_log();
+  // Adds every page that the guest (or KVM for it) wrote since it was last armed.
+  // REQUIRES: logging is on; `pages` has the page count of RAM.
+  Result<void> collect_dirty(memory::PageSet& pages);
+  // Arms `pages` again: their next write is logged. Pages outside the set keep their bits, so a
+  // page dirtied after the collection is not lost. Pages in it that were not dirty do no harm.
+  Result<void> rearm_dirty(const memory::PageSet& pages);
+
+  // What KVM has to forget after the host rewrote RAM. `stale` comes from find_stale_translations.
+  Result<void> invalidate_translations(StaleTranslations stale);
+
+ private:
+  struct Slot {
+    u32 id;
+    memory::RamRegion region;
+  };
+  Vm(base::Fd fd, memory::GuestMemory& memory, DirtyLogging dirty_logging);
+  Result<void> set_slot(const Slot& slot);
+  Result<void> add_slots();
+  Result<void> place_probe_page(Gpa gpa);
+  Result<void> create_interrupt_controllers();
+  Result<void> clear_dirty_words(const Slot& slot, const memory::PageSet& pages, u64 first_word,
+                                 u64 word_count);
+
+  base::Fd fd_;
+  memory::GuestMemory& memory_;
+  DirtyLogging dirty_logging_;
+  std::vector<Slot> slots_;
+  std::vector<u64> bitmap_;  // one slot's dirty log as KVM gives it
+  memory::PageSet logged_;   // what the last collect_dirty found in KVM's log
+  base::Mapping probe_page_;
+  Gpa probe_gpa_ = kTranslationProbeSlot;
+  // Whether rearm_dirty cleared a set bit since RAM was last collected: KVM flushed all TLBs then.
+  bool tlb_flushed_ = false;
+};
+
+}  // namespace kvm
