@@ -1,5 +1,5 @@
-// Bus: which handler answers at an address. One Bus for ports, one for memory-mapped registers; both
-// are built before the first vCPU runs and never change.
+// Bus: which handler answers at an address. One Bus for ports, one for memory-mapped registers;
+// both are built before the first vCPU runs and never change.
 //
 // Thread: read() and write() from any vCPU thread at once; handlers lock for themselves.
 

@@ -1,14 +1,15 @@
 // Device: the lifecycle contract of everything that has state and may have work in flight.
 //
-//   serving --pause()--> paused --drain()--> quiet --save()/restore()--> quiet --resume()--> serving
+//   serving --pause()--> paused --drain()--> quiet --save()/restore()--> quiet --resume()-->
+//   serving
 //
 // pause(): from now on no new work is begun; what the guest asks for is accepted and held (it stays
 // in its ring). drain(): returns when nothing is in flight: no request, no interrupt, no write to
 // guest memory. resume(): looks again at what was held. All vCPUs are parked before pause() and
 // start after resume(). reset(): as just built; REQUIRES quiet.
 //
-// What a device must remember is its State, saved and restored by base::StatefulOf. A member outside
-// State carries a sentence that says why it may be lost.
+// What a device must remember is its State, saved and restored by base::StatefulOf. A member
+// outside State carries a sentence that says why it may be lost.
 
 #pragma once
 
