@@ -1,0 +1,39 @@
+// ImageFile: an image file opened for reading, locked against writers, with its identity.
+
+#pragma once
+
+#include <string>
+
+#include "blockdev/disk_spec.h"
+#include "vmm/base/fd.h"
+#include "vmm/base/result.h"
+#include "vmm/base/types.h"
+
+namespace blockdev {
+
+// What a manifest records of an image, so that a restore can tell that it is still the same.
+struct ImageIdentity {
+  std::string path;  // absolute, symbolic links resolved
+  ImageFormat format = ImageFormat::raw;
+  u64 device = 0;
+  u64 inode = 0;
+  u64 size_bytes = 0;  // of the file, not of the disk in it
+  i64 mtime_ns = 0;
+  bool operator==(const ImageIdentity&) const = default;
+};
+
+struct ImageFile {
+  base::Fd fd;
+  ImageIdentity identity;
+};
+
+// Opens a regular file or a block device read-only and takes the shared lock of image_lock.h.
+// Symbolic links are followed: the user named the file.
+Result<ImageFile> open_image_file(const std::string& path, ImageFormat format);
+
+// As above for a name found inside an image: below `directory` only, no symbolic links, regular
+// files only (openat2 with RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS).
+Result<ImageFile> open_image_file_beneath(const std::string& directory, const std::string& name,
+                                          ImageFormat format);
+
+}  // namespace blockdev
