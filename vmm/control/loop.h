@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "vmm/base/result.h"
+#include "vmm/base/types.h"
 
 namespace control {
 
@@ -20,8 +21,13 @@ class Loop final {
 
   // Calls `work` on the loop's thread, after this returns.
   void post(std::function<void()> work);
-  // Calls `ready` whenever `fd` is readable, until `ready` returns false. The fd is borrowed.
+  // Calls `ready` whenever `fd` is readable (or writable), until `ready` returns false. The fd is
+  // borrowed and becomes non-blocking; call unwatch() before closing it. A file that cannot be
+  // polled (a regular file, /dev/null) counts as always ready.
   void watch_readable(int fd, std::function<bool()> ready);
+  void watch_writable(int fd, std::function<bool()> ready);
+  // No callback for `fd` runs after this.
+  void unwatch(int fd);
   void call_after_ms(u64 delay_ms, std::function<void()> work);
 
   void run();   // until stop()

@@ -9,6 +9,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "vmm/base/result.h"
@@ -26,6 +27,11 @@ enum class ClockPolicy : u8 { realtime, frozen };
 
 // What a host that is out of space does to the guest.
 enum class NoSpacePolicy : u8 { pause, error };
+
+std::string_view name_of(ClockPolicy policy);
+std::string_view name_of(NoSpacePolicy policy);
+Result<ClockPolicy> parse_clock_policy(std::string_view text);
+Result<NoSpacePolicy> parse_no_space_policy(std::string_view text);
 
 struct MachineConfig {
   std::string kernel;                  // absolute paths

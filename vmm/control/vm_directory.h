@@ -15,11 +15,15 @@
 
 #pragma once
 
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "vmm/base/fd.h"
 #include "vmm/base/result.h"
+#include "vmm/base/types.h"
+#include "vmm/control/machine_config.h"
 
 namespace control {
 
@@ -47,6 +51,43 @@ struct VmDirectory {
   std::string api_socket() const { return runtime() + "/api.sock"; }
   std::string console_socket() const { return runtime() + "/console.sock"; }
 };
+
+// Creates the directory of a VM that does not exist yet, and its runtime directory, and locks it.
+// Fails with `exists` if there is one.
+Result<VmDirectory> create_vm_directory(const Home& home, std::string_view name);
+
+// The VM's directory, unlocked; fails with `not_found`, and names those there are.
+Result<VmDirectory> find_vm_directory(const Home& home, std::string_view name);
+
+// Takes the lock of a VM that does not run; fails with `busy` and the holder's pid if it does.
+Result<void> lock_vm_directory(VmDirectory& directory);
+
+// Writes this process's pid into the lock file, where `ps` finds it. Again after a fork.
+// REQUIRES: locked.
+Result<void> record_owner(const VmDirectory& directory);
+
+// Removes the directory, its references to snapshots and its sockets; the snapshot objects stay.
+// REQUIRES: locked.
+Result<void> remove_vm_directory(const VmDirectory& directory);
+
+// Writes config.json. REQUIRES: locked.
+Result<void> write_config(const VmDirectory& directory, const MachineConfig& config);
+Result<MachineConfig> read_config(const VmDirectory& directory);
+
+// All VMs, by name.
+Result<std::vector<std::string>> list_vm_names(const Home& home);
+
+// The process that holds the lock, if any: 0 if it has not said who it is yet.
+Result<std::optional<u32>> owner_of(const VmDirectory& directory);
+
+// Names of the snapshots of this VM (files in refs/).
+bool has_snapshots(const VmDirectory& directory);
+
+// "vm-" and six random letters and digits.
+std::string generate_name();
+
+// mkdir -p, every new directory 0700.
+Result<void> make_directories(const std::string& path);
 
 // A name is 1 to 64 of [A-Za-z0-9._-], not starting with '.' or '-'.
 Result<void> check_name(std::string_view what, std::string_view name);

@@ -1,0 +1,249 @@
+#include "vmm/control/vm_directory.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "vmm/control/json_reader.h"
+
+namespace control {
+namespace {
+
+constexpr u64 kMaximumNameBytes = 64;
+constexpr u64 kMaximumConfigBytes = base::kMiB;
+
+std::string variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+Result<std::string> made_absolute(const char* what, std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  if (path.starts_with('/')) return path;
+  char buffer[PATH_MAX];
+  if (::getcwd(buffer, sizeof buffer) == nullptr) {
+    return errno_error("{} is \"{}\", relative to a directory that cannot be named", what, path);
+  }
+  return fmt::format("{}/{}", buffer, path);
+}
+
+Result<base::Fd> open_lock_file(const VmDirectory& directory, int flags) {
+  return base::open_file(directory.path() + "/lock", flags | O_NOFOLLOW);
+}
+
+struct flock whole_file(short type) {
+  struct flock lock {};
+  lock.l_type = type;
+  lock.l_whence = SEEK_SET;
+  return lock;
+}
+
+// Open file description locks: they end with the last descriptor of the process that took them, so
+// a killed VM leaves none behind, and a fork hands them on.
+Result<bool> try_lock(const base::Fd& fd) {
+  struct flock lock = whole_file(F_WRLCK);
+  while (::fcntl(fd.get(), F_OFD_SETLK, &lock) != 0) {
+    if (errno == EAGAIN || errno == EACCES) return false;
+    if (errno != EINTR) return errno_error("lock");
+  }
+  return true;
+}
+
+u32 pid_in(const base::Fd& lock_file) {
+  char text[16];
+  const ssize_t count = ::pread(lock_file.get(), text, sizeof text, 0);
+  u32 pid = 0;
+  if (count > 0) std::from_chars(text, text + count, pid);
+  return pid;
+}
+
+std::string known_vms(const Home& home) {
+  const Result<std::vector<std::string>> names = list_vm_names(home);
+  if (!names || names->empty()) return "there is no VM; start one with quicksave run";
+  return fmt::format("there is {}", fmt::join(*names, ", "));
+}
+
+}  // namespace
+
+Result<Home> Home::from_environment() {
+  Home home;
+  const std::string own = variable("QUICKSAVE_HOME");
+  const std::string runtime = variable("XDG_RUNTIME_DIR");
+  if (!own.empty()) {
+    home.state = TRY(made_absolute("QUICKSAVE_HOME", own));
+    home.runtime = home.state + "/run";
+    return home;
+  }
+  const std::string xdg_state = variable("XDG_STATE_HOME");
+  if (xdg_state.starts_with('/')) {  // the XDG specification: relative ones are to be ignored
+    home.state = TRY(made_absolute("XDG_STATE_HOME", xdg_state)) + "/quicksave";
+  } else {
+    const std::string user = variable("HOME");
+    if (user.empty()) {
+      return make_error(ErrorKind::usage, "nowhere to keep VMs: HOME is not set")
+          .with_hint("set QUICKSAVE_HOME to a directory");
+    }
+    home.state = TRY(made_absolute("HOME", user)) + "/.local/state/quicksave";
+  }
+  home.runtime = runtime.starts_with('/') ? runtime + "/quicksave" : home.state + "/run";
+  return home;
+}
+
+Result<void> check_name(std::string_view what, std::string_view name) {
+  const auto allowed = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+           c == '.' || c == '_' || c == '-';
+  };
+  if (!name.empty() && name.size() <= kMaximumNameBytes && name[0] != '.' && name[0] != '-' &&
+      std::all_of(name.begin(), name.end(), allowed)) {
+    return {};
+  }
+  std::string shown;  // printable whatever it is, and no longer than needed to recognise it
+  for (const char c : name.substr(0, kMaximumNameBytes)) shown += c >= ' ' && c < 0x7f ? c : '?';
+  return make_error(ErrorKind::usage, "\"{}\" cannot be the name of a {}", shown, what)
+      .with_hint("a name is 1 to 64 of A-Z a-z 0-9 . _ - and starts with none of . -");
+}
+
+Result<void> make_directories(const std::string& path) {
+  if (::mkdir(path.c_str(), 0700) == 0) return {};
+  if (errno == ENOENT && path.rfind('/') > 0) {
+    TRY(make_directories(path.substr(0, path.rfind('/'))));
+    if (::mkdir(path.c_str(), 0700) == 0) return {};
+  }
+  struct stat status {};
+  const int mkdir_error = errno;
+  if (mkdir_error == EEXIST && ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode)) {
+    return {};
+  }
+  return Error::from_errno(mkdir_error, fmt::format("create directory \"{}\"", path));
+}
+
+Result<VmDirectory> create_vm_directory(const Home& home, std::string_view name) {
+  TRY(check_name("VM", name));
+  VmDirectory directory{home, std::string(name), {}};
+  TRY(make_directories(home.vms()));
+  if (::mkdir(directory.path().c_str(), 0700) != 0) {
+    if (errno != EEXIST) return errno_error("create directory \"{}\"", directory.path());
+    return make_error(ErrorKind::exists, "VM \"{}\" exists already", name)
+        .with_hint(fmt::format("take another name, or: quicksave stop {0}; quicksave rm {0}", name));
+  }
+  directory.lock = TRY(open_lock_file(directory, O_RDWR | O_CREAT | O_EXCL));
+  if (!TRY(try_lock(directory.lock))) {
+    return make_error(ErrorKind::busy, "VM \"{}\" is being removed by another process", name);
+  }
+  TRY(record_owner(directory));
+  TRY(make_directories(directory.refs()));
+  TRY(make_directories(directory.runtime()));
+  return directory;
+}
+
+Result<VmDirectory> find_vm_directory(const Home& home, std::string_view name) {
+  TRY(check_name("VM", name));
+  VmDirectory directory{home, std::string(name), {}};
+  struct stat status {};
+  if (::lstat(directory.path().c_str(), &status) != 0 || !S_ISDIR(status.st_mode)) {
+    return make_error(ErrorKind::not_found, "no VM is called \"{}\"", name)
+        .with_hint(known_vms(home));
+  }
+  return directory;
+}
+
+Result<void> lock_vm_directory(VmDirectory& directory) {
+  base::Fd fd = TRY_CONTEXT(open_lock_file(directory, O_RDWR | O_CREAT),
+                            fmt::format("VM \"{}\"", directory.name));
+  if (!TRY(try_lock(fd))) {
+    return make_error(ErrorKind::busy, "VM \"{}\" runs as process {}", directory.name, pid_in(fd))
+        .with_hint(fmt::format("quicksave stop {}", directory.name));
+  }
+  directory.lock = std::move(fd);
+  return {};
+}
+
+Result<void> record_owner(const VmDirectory& directory) {
+  const std::string text = fmt::format("{}\n", ::getpid());
+  if (::ftruncate(directory.lock.get(), 0) != 0) return errno_error("write the lock file");
+  return base::write_exactly(directory.lock,
+                             {reinterpret_cast<const u8*>(text.data()), text.size()}, 0);
+}
+
+Result<void> remove_vm_directory(const VmDirectory& directory) {
+  std::error_code code;
+  std::filesystem::remove_all(directory.runtime(), code);
+  // The lock file goes last: until then nobody else can take the name.
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(directory.path(), ignored)) {
+    if (entry.path().filename() != "lock") std::filesystem::remove_all(entry.path(), code);
+  }
+  std::filesystem::remove_all(directory.path(), code);
+  if (code) {
+    return make_error(ErrorKind::failed, "remove \"{}\": {}", directory.path(), code.message());
+  }
+  return {};
+}
+
+Result<void> write_config(const VmDirectory& directory, const MachineConfig& config) {
+  const std::string text = config.to_json().dump(2) + "\n";
+  const base::Fd fd = TRY(base::open_file(directory.config_file(), O_WRONLY | O_CREAT | O_TRUNC));
+  return base::write_all(fd, {reinterpret_cast<const u8*>(text.data()), text.size()});
+}
+
+Result<MachineConfig> read_config(const VmDirectory& directory) {
+  const std::string text =
+      TRY(base::read_whole_file(directory.config_file(), kMaximumConfigBytes));
+  return MachineConfig::from_json(TRY(parse_json(directory.config_file(), text)));
+}
+
+Result<std::vector<std::string>> list_vm_names(const Home& home) {
+  std::vector<std::string> names;
+  DIR* stream = ::opendir(home.vms().c_str());
+  if (stream == nullptr) {
+    if (errno == ENOENT) return names;
+    return errno_error("list \"{}\"", home.vms());
+  }
+  while (const dirent* entry = ::readdir(stream)) {
+    if (check_name("VM", entry->d_name)) names.emplace_back(entry->d_name);
+  }
+  ::closedir(stream);
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+Result<std::optional<u32>> owner_of(const VmDirectory& directory) {
+  const Result<base::Fd> fd = open_lock_file(directory, O_RDONLY);
+  if (!fd) {
+    if (fd.error().kind() == ErrorKind::not_found) return std::optional<u32>();
+    return fd.error();
+  }
+  struct flock lock = whole_file(F_WRLCK);
+  if (::fcntl(fd->get(), F_OFD_GETLK, &lock) != 0) {
+    return errno_error("ask who runs VM \"{}\"", directory.name);
+  }
+  if (lock.l_type == F_UNLCK) return std::optional<u32>();
+  return std::optional<u32>(pid_in(*fd));
+}
+
+bool has_snapshots(const VmDirectory& directory) {
+  std::error_code code;
+  const std::filesystem::directory_iterator entries(directory.refs(), code);
+  return !code && entries != std::filesystem::directory_iterator();
+}
+
+std::string generate_name() {
+  constexpr std::string_view kLetters = "abcdefghijkmnpqrstuvwxyz23456789";  // 32, none alike
+  u8 random[6] = {};
+  // Six bytes: getrandom(2) neither fails nor comes up short after the kernel's pool is ready.
+  [[maybe_unused]] const ssize_t count = ::getrandom(random, sizeof random, 0);
+  std::string name = "vm-";
+  for (const u8 byte : random) name += kLetters[byte % kLetters.size()];
+  return name;
+}
+
+}  // namespace control
