@@ -57,5 +57,7 @@ u32 start_processors(u32 expected, u64 milliseconds);
 // TSC ticks in a millisecond, measured against the PIT's channel 2 or told by KVM.
 u64 tsc_per_millisecond(void);
 void wait_milliseconds(u64 milliseconds);
+// KVM's paravirtual clock (clock.c), started at the first call.
+u64 clock_nanoseconds(void);
 
 #endif  // GUESTS_INTERRUPTS_H_
