@@ -75,7 +75,7 @@ started=$(date +%s.%N)
 TMPDIR=$run qemu-system-x86_64 -name quicksave-outer -machine q35,vmport=off -accel tcg,thread=multi,tb-size=512 -cpu max,+svm \
   -smp "${QUICKSAVE_OUTER_CPUS:-2}" -m "$memory" -nodefaults -display none -no-reboot \
   -kernel "$outer/vmlinuz" -initrd "$outer/initrd.img" \
-  -append "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off nokaslr tsc=reliable audit=0 ${QUICKSAVE_OUTER_APPEND:-}" \
+  -append "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off nokaslr tsc=reliable audit=0 transparent_hugepage=always ${QUICKSAVE_OUTER_APPEND:-}" \
   -drive "file=$outer/root.ext4,format=raw,if=virtio,snapshot=on,cache=unsafe" \
   -drive "file=$outer/guests.ext4,format=raw,if=virtio,readonly=on,cache=unsafe" \
   -drive "file=$run/payload.ext4,format=raw,if=virtio,cache=unsafe" \
