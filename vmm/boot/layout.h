@@ -28,23 +28,23 @@ namespace boot {
 
 // --- RAM below 1 MiB, written before the guest starts ------------------------------------------
 
-inline constexpr u64 kStartInfoAddress = 0x1000;     // one page: GDT, PVH start info and its lists
+inline constexpr u64 kStartInfoAddress = 0x1000;  // one page: GDT, PVH start info and its lists
 inline constexpr u64 kGdtAddress = kStartInfoAddress;
 inline constexpr u64 kHvmStartInfoAddress = kStartInfoAddress + 0x100;
-inline constexpr u64 kStackTop = 0x7000;             // grows down over RAM that nobody uses
-inline constexpr u64 kZeroPageAddress = 0x7000;      // struct boot_params
-inline constexpr u64 kSetupDataAddress = 0x8000;     // SETUP_RNG_SEED
-inline constexpr u64 kPageTablesAddress = 0x9000;    // six pages: PML4, PDPT, four PDs
+inline constexpr u64 kStackTop = 0x7000;           // grows down over RAM that nobody uses
+inline constexpr u64 kZeroPageAddress = 0x7000;    // struct boot_params
+inline constexpr u64 kSetupDataAddress = 0x8000;   // SETUP_RNG_SEED
+inline constexpr u64 kPageTablesAddress = 0x9000;  // six pages: PML4, PDPT, four PDs
 inline constexpr u64 kPageTablesBytes = 6 * base::kPageBytes;
 inline constexpr u64 kCommandLineAddress = 0x20000;
 inline constexpr u64 kCommandLineAreaBytes = 0x10000;  // the terminating NUL included
-inline constexpr u64 kLegacyHoleStart = 0xa0000;     // end of conventional RAM
+inline constexpr u64 kLegacyHoleStart = 0xa0000;       // end of conventional RAM
 
-inline constexpr u64 kAcpiTablesStart = 0xe0000;     // the RSDP is the first byte
+inline constexpr u64 kAcpiTablesStart = 0xe0000;  // the RSDP is the first byte
 inline constexpr u64 kAcpiTablesEnd = 0xfe000;
 inline constexpr u64 kMachineFactsAddress = 0xfe000;
 inline constexpr u64 kGenerationIdAddress = 0xff000;  // VMGenID, 16 bytes
-inline constexpr u64 kKernelAreaStart = 0x100000;    // kernel and initrd lie from here to the low end
+inline constexpr u64 kKernelAreaStart = 0x100000;  // kernel and initrd lie from here to the low end
 
 static_assert(kPageTablesAddress + kPageTablesBytes <= kCommandLineAddress);
 static_assert(kCommandLineAddress + kCommandLineAreaBytes <= kLegacyHoleStart);
@@ -54,7 +54,9 @@ static_assert(kCommandLineAddress + kCommandLineAreaBytes <= kLegacyHoleStart);
 inline constexpr u32 kVirtioSlotCount = 16;
 inline constexpr u64 kVirtioSlotsAddress = 0xd0000000;
 inline constexpr u64 kVirtioSlotBytes = 0x1000;
-constexpr u64 virtio_slot_address(u32 slot) { return kVirtioSlotsAddress + slot * kVirtioSlotBytes; }
+constexpr u64 virtio_slot_address(u32 slot) {
+  return kVirtioSlotsAddress + slot * kVirtioSlotBytes;
+}
 
 inline constexpr u64 kIoApicAddress = 0xfec00000;
 inline constexpr u64 kLocalApicAddress = 0xfee00000;
@@ -85,7 +87,7 @@ inline constexpr u16 kPowerPort = 0x600;  // 8 ports, the five registers below
 inline constexpr u16 kPowerPortCount = 8;
 // ACPI 6.4, 4.8.3.6 "Reset Register". One byte; writing kResetValue resets the machine.
 inline constexpr u16 kResetPort = 0x600;
-inline constexpr u8 kResetValue = 1;
+inline constexpr u8 kResetValue = 6;
 // ACPI 6.4, 4.8.3.7 "Sleep Control and Status Registers". One byte each. Control: SLP_TYP in bits
 // 4:2, SLP_EN bit 5. Type 5 is the S5 of the DSDT: power off. Status reads 0; writes are ignored.
 inline constexpr u16 kSleepControlPort = 0x601;

@@ -19,11 +19,11 @@ struct Segment {
   u64 base = 0;
   u32 limit = 0;  // in bytes, the granularity applied
   u16 selector = 0;
-  u8 type = 0;                  // descriptor bits 43:40
-  bool code_or_data = false;    // S; false for the task state segment
-  bool operand_32 = false;      // D/B
-  bool long_mode = false;       // L
-  bool granular_4k = false;     // G
+  u8 type = 0;                // descriptor bits 43:40
+  bool code_or_data = false;  // S; false for the task state segment
+  bool operand_32 = false;    // D/B
+  bool long_mode = false;     // L
+  bool granular_4k = false;   // G
 };
 
 struct StartRegisters {
