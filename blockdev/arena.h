@@ -50,7 +50,6 @@ class Arena final {
   BlockStatus read(u32 slot, u64 within, u64 length, IovecCursor& to) const;
 
   u64 used_slots() const;
-  u64 resident_limit_slots() const { return memory_slots_; }
 
   // All slots are free again. REQUIRES: nobody else uses the arena.
   void drop();
@@ -62,8 +61,9 @@ class Arena final {
   bool is_in_memory(u32 slot) const { return slot <= memory_slots_; }
   u8* memory_of(u32 slot) const;
   u64 file_offset_of(u32 slot) const { return (u64{slot} - 1 - memory_slots_) * kSlotBytes; }
-  bool make_room(u32 slot);
+  bool make_room(u32 slot) REQUIRES_LOCK(mutex_);
   bool open_spill_file() REQUIRES_LOCK(mutex_);
+  void give_back(u32 first_slot, u64 count) const;
 
   const ArenaOptions options_;
   const u64 memory_slots_;

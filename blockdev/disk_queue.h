@@ -31,8 +31,7 @@ struct DiskStack {
 class DiskQueue final : public BlockQueue {
  public:
   // `stack` must outlive the queue.
-  static Result<std::unique_ptr<DiskQueue>> create(const DiskStack& stack,
-                                                   std::unique_ptr<IoEngine> engine);
+  DiskQueue(const DiskStack& stack, std::unique_ptr<IoEngine> engine);
   ~DiskQueue() override;
 
   void submit(BlockRequest& request) override;
@@ -52,13 +51,10 @@ class DiskQueue final : public BlockQueue {
     BlockStatus status;
   };
 
-  DiskQueue(const DiskStack& stack, std::unique_ptr<IoEngine> engine);
-
   BlockStatus write(BlockRequest& request);
   BlockStatus write_zeroes(BlockRequest& request);
   void read(BlockRequest& request);
-  BlockStatus read_below(const BlockRequest& request, ByteRange range, IovecCursor& to,
-                         u32 pending);
+  BlockStatus read_below(ByteRange range, IovecCursor& to, u32 pending);
   u32 take_pending(BlockRequest& request);
   void piece_done(u32 pending, BlockStatus status);
   void finish(BlockRequest& request, BlockStatus status);

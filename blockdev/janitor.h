@@ -3,14 +3,14 @@
 // Unmapping a gigabyte or closing an unlinked file of that size takes tens of milliseconds, and a
 // revert must not. The thread starts with the first thing and ends with the janitor.
 //
-// Thread: dispose() from any thread.
+// Thread: all calls from any thread. The last holder of a janitor may be one of the things it
+// destroys.
 
 #pragma once
 
 #include <memory>
 #include <thread>
 #include <utility>
-#include <vector>
 
 #include "vmm/base/mutex.h"
 
@@ -18,7 +18,8 @@ namespace blockdev {
 
 class Janitor final {
  public:
-  Janitor() = default;
+  Janitor();
+  // Returns when everything given before is gone (except on the janitor's own thread).
   ~Janitor();
   Janitor(const Janitor&) = delete;
   Janitor& operator=(const Janitor&) = delete;
@@ -28,7 +29,7 @@ class Janitor final {
   void dispose(T thing) {
     post(std::make_unique<Held<T>>(std::move(thing)));
   }
-  // Returns when all that was given before is gone. For tests.
+  // Returns when all that was given before is gone. For tests and measurements.
   void wait_idle();
 
  private:
@@ -40,16 +41,15 @@ class Janitor final {
     explicit Held(T t) : thing(std::move(t)) {}
     T thing;
   };
+  struct Shared;
 
   void post(std::unique_ptr<Item> item);
-  void run();
+  static void run(std::shared_ptr<Shared> shared);
 
-  base::Mutex mutex_;
-  base::Condition changed_;
-  std::vector<std::unique_ptr<Item>> items_ GUARDED_BY(mutex_);
-  bool busy_ GUARDED_BY(mutex_) = false;
-  bool stopping_ GUARDED_BY(mutex_) = false;
-  std::thread thread_ GUARDED_BY(mutex_);
+  // Held by the thread too, which may outlive the janitor by its last item.
+  std::shared_ptr<Shared> shared_;
+  base::Mutex thread_mutex_;
+  std::thread thread_ GUARDED_BY(thread_mutex_);
 };
 
 }  // namespace blockdev

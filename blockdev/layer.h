@@ -40,7 +40,7 @@ struct ByteRange {
 // What a reader keeps between calls, so that a compressed cluster read in small pieces is
 // decompressed once. One for each thread.
 struct ReadScratch {
-  const void* owner = nullptr;  // whose cluster `plain` holds; null: nobody's
+  u64 owner_id = 0;  // whose cluster `plain` holds (a number never used twice); 0: nobody's
   u64 cluster_offset = 0;
   std::vector<u8> plain;
   std::vector<u8> packed;

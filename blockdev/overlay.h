@@ -65,7 +65,8 @@ class Overlay final : public BlockBackend {
   u64 active_block_count() const { return stack_.active->block_count(); }
 
  private:
-  Overlay(LayerList lower, const OverlayOptions& options, std::shared_ptr<Janitor> janitor);
+  Overlay(LayerList lower, const OverlayOptions& options, std::shared_ptr<Janitor> janitor,
+          std::shared_ptr<OverlayLayer> active);
 
   OverlayOptions options_;
   std::shared_ptr<Janitor> janitor_;

@@ -69,23 +69,26 @@ class OverlayLayer final : public Layer {
 
  private:
   enum class ChunkState : u32 { absent = 0, zero = 1, mapped = 2 };
-  struct Entry;
 
-  OverlayLayer(u64 size_bytes, base::Mapping tags, base::Mapping index, Arena arena);
+  OverlayLayer(u64 size_bytes, base::Mapping tags, base::Mapping index, const ArenaOptions& options,
+               std::shared_ptr<Janitor> janitor);
 
   ChunkState chunk_state(u64 chunk) const;
   void set_chunk_state(u64 chunk, ChunkState state);
-  void map_chunk(u64 chunk);
-  void zero_chunk(u64 chunk);
-  u64 blocks_in_chunk(u64 chunk) const;
-  u8 sectors_of_block(u64 block) const;
-  base::Mutex& lock_of(u64 chunk) const { return locks_[chunk % kLockCount].mutex; }
   u64* entries_of(u64 chunk) const;
-  BlockStatus write_in_chunk(u64 offset, u64 length, IovecCursor& from);
-  BlockStatus write_in_block(u64& entry, u64 within, u64 length, IovecCursor& from);
-  void zero_in_chunk(u64 offset, u64 length, std::vector<u32>& freed);
-  BlockStatus read_in_chunk(u64 offset, u64 length, IovecCursor& to,
-                            std::vector<ByteRange>& missing) const;
+  u64 blocks_in_chunk(u64 chunk) const;
+  ExtentKind sector_kind(u64 sector) const;
+
+  // With the chunk's lock held, on a range within it.
+  void map_chunk(u64 chunk);
+  void zero_chunk(u64 chunk, std::vector<u32>& freed);
+  void zero_blocks(u64 offset, u64 length, std::vector<u32>& freed);
+  BlockStatus write_blocks(u64 offset, u64 length, IovecCursor& from);
+  BlockStatus write_block(u64& entry, u64 within, u64 length, IovecCursor& from);
+  BlockStatus read_blocks(u64 offset, u64 length, IovecCursor& to,
+                          std::vector<ByteRange>& missing) const;
+
+  base::Mutex& lock_of(u64 chunk) const { return locks_[chunk % kLockCount].mutex; }
 
   static constexpr u64 kLockCount = 64;
   struct alignas(64) PaddedMutex {

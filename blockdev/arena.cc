@@ -1,0 +1,189 @@
+#include "blockdev/arena.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "vmm/base/check.h"
+#include "vmm/base/log.h"
+#include "vmm/base/ranges.h"
+
+namespace blockdev {
+namespace {
+
+// Shorter runs of released slots are only reused: a system call for each would cost more than the
+// memory is worth.
+constexpr u64 kGiveBackSlots = 16;
+
+BlockStatus status_of_errno(int error_number) {
+  return error_number == ENOSPC || error_number == EDQUOT || error_number == EFBIG
+             ? BlockStatus::no_space
+             : BlockStatus::io_error;
+}
+
+// Repeats a pread or pwrite until `size` bytes went through. Returns 0 or an errno.
+template <class Transfer>
+int transfer_fully(u64 size, Transfer transfer) {
+  u64 done = 0;
+  while (done < size) {
+    const ssize_t count = transfer(done);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return errno;
+    if (count == 0) return EIO;
+    done += static_cast<u64>(count);
+  }
+  return 0;
+}
+
+}  // namespace
+
+Arena::Arena(const ArenaOptions& options, std::shared_ptr<Janitor> janitor)
+    : options_(options),
+      memory_slots_(std::min(options.memory_limit_bytes / kSlotBytes, u64{UINT32_MAX} / 2)),
+      janitor_(std::move(janitor)),
+      segments_(base::divide_up(memory_slots_, kSlotsPerSegment)) {}
+
+Arena::~Arena() {
+  base::MutexLock lock(mutex_);
+  if (!mappings_.empty()) janitor_->dispose(std::move(mappings_));
+  if (spill_) janitor_->dispose(std::move(spill_));
+}
+
+u32 Arena::allocate() {
+  base::MutexLock lock(mutex_);
+  if (!free_.empty()) {
+    const u32 slot = free_.back();
+    free_.pop_back();
+    return slot;
+  }
+  if (next_ > UINT32_MAX) return 0;
+  const u32 slot = static_cast<u32>(next_);
+  if (!make_room(slot)) return 0;
+  ++next_;
+  return slot;
+}
+
+bool Arena::make_room(u32 slot) {
+  if (!is_in_memory(slot)) return spill_ || open_spill_file();
+  const u64 segment = (slot - 1) / kSlotsPerSegment;
+  if (segment < mappings_.size()) return true;
+  Result<base::Mapping> mapping = base::Mapping::anonymous(kSegmentBytes);
+  if (!mapping) return false;
+  segments_[segment].store(mapping->data(), std::memory_order_release);
+  mappings_.push_back(std::move(*mapping));
+  return true;
+}
+
+bool Arena::open_spill_file() {
+  Result<base::Fd> file = base::open_file(options_.spill_directory, O_TMPFILE | O_RDWR);
+  if (!file) {
+    base::log(base::LogLevel::warning, "overlay: no spill file in \"{}\": {}",
+              options_.spill_directory, file.error().message());
+    return false;
+  }
+  spill_ = std::move(*file);
+  spill_fd_.store(spill_.get(), std::memory_order_release);
+  return true;
+}
+
+u8* Arena::memory_of(u32 slot) const {
+  const u64 index = slot - 1;
+  u8* segment = segments_[index / kSlotsPerSegment].load(std::memory_order_acquire);
+  return segment + index % kSlotsPerSegment * kSlotBytes;
+}
+
+BlockStatus Arena::write(u32 slot, u64 within, u64 length, IovecCursor& from) {
+  CHECK(base::contains(kSlotBytes, within, length));
+  if (is_in_memory(slot)) {
+    from.copy_out(memory_of(slot) + within, length);
+    return BlockStatus::ok;
+  }
+  const int fd = spill_fd_.load(std::memory_order_acquire);
+  u64 offset = file_offset_of(slot) + within;
+  int error = 0;
+  from.consume(length, [&](const u8* data, u64 size) {
+    if (error == 0) {
+      error = transfer_fully(size, [&](u64 done) {
+        return ::pwrite(fd, data + done, size - done, static_cast<off_t>(offset + done));
+      });
+    }
+    offset += size;
+  });
+  return error == 0 ? BlockStatus::ok : status_of_errno(error);
+}
+
+BlockStatus Arena::read(u32 slot, u64 within, u64 length, IovecCursor& to) const {
+  CHECK(base::contains(kSlotBytes, within, length));
+  if (is_in_memory(slot)) {
+    to.copy_in(memory_of(slot) + within, length);
+    return BlockStatus::ok;
+  }
+  const int fd = spill_fd_.load(std::memory_order_acquire);
+  u64 offset = file_offset_of(slot) + within;
+  int error = 0;
+  to.consume(length, [&](u8* data, u64 size) {
+    if (error == 0) {
+      error = transfer_fully(size, [&](u64 done) {
+        return ::pread(fd, data + done, size - done, static_cast<off_t>(offset + done));
+      });
+    }
+    offset += size;
+  });
+  return error == 0 ? BlockStatus::ok : BlockStatus::io_error;
+}
+
+void Arena::release(std::vector<u32>& slots) {
+  if (slots.empty()) return;
+  std::sort(slots.begin(), slots.end());
+  // The slots are still ours alone: nobody can be given one before they are in free_ below.
+  for (u64 first = 0; first < slots.size();) {
+    u64 end = first + 1;
+    const bool in_memory = is_in_memory(slots[first]);
+    while (end < slots.size() && slots[end] == slots[end - 1] + 1 &&
+           is_in_memory(slots[end]) == in_memory &&
+           (!in_memory || (slots[end] - 1) % kSlotsPerSegment != 0)) {
+      ++end;
+    }
+    if (end - first >= kGiveBackSlots) give_back(slots[first], end - first);
+    first = end;
+  }
+  base::MutexLock lock(mutex_);
+  free_.insert(free_.end(), slots.rbegin(), slots.rend());
+  slots.clear();
+}
+
+// Best effort: a host that cannot take the space back leaves it in use.
+void Arena::give_back(u32 first_slot, u64 count) const {
+  if (is_in_memory(first_slot)) {
+    ::madvise(memory_of(first_slot), count * kSlotBytes, MADV_DONTNEED);
+    return;
+  }
+  ::fallocate(spill_fd_.load(std::memory_order_acquire), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+              static_cast<off_t>(file_offset_of(first_slot)),
+              static_cast<off_t>(count * kSlotBytes));
+}
+
+u64 Arena::used_slots() const {
+  base::MutexLock lock(mutex_);
+  return next_ - 1 - free_.size();
+}
+
+void Arena::drop() {
+  base::MutexLock lock(mutex_);
+  const u64 keep = std::min<u64>(options_.keep_bytes / kSegmentBytes, mappings_.size());
+  if (mappings_.size() > keep) {
+    std::vector<base::Mapping> surplus;
+    for (u64 i = keep; i < mappings_.size(); ++i) surplus.push_back(std::move(mappings_[i]));
+    mappings_.resize(keep);
+    janitor_->dispose(std::move(surplus));
+  }
+  if (free_.capacity() > kSlotsPerSegment) janitor_->dispose(std::move(free_));
+  free_ = {};
+  next_ = 1;
+  spill_fd_.store(-1, std::memory_order_release);
+  if (spill_) janitor_->dispose(std::move(spill_));
+}
+
+}  // namespace blockdev

@@ -1,0 +1,156 @@
+#include "blockdev/io_ring.h"
+
+#include <array>
+#include <atomic>
+#include <cerrno>
+
+#include "blockdev/sync_engine.h"
+#include "vmm/base/check.h"
+#include "vmm/base/log.h"
+
+namespace blockdev {
+namespace {
+
+Error ring_error(int result, std::string_view what) { return Error::from_errno(-result, what); }
+
+io_uring_restriction allow(u8 opcode) {
+  io_uring_restriction restriction{};
+  restriction.opcode = IORING_RESTRICTION_SQE_OP;
+  restriction.sqe_op = opcode;
+  return restriction;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<IoEngine>> make_io_engine() {
+  Result<std::unique_ptr<IoRing>> ring = IoRing::create();
+  if (ring) return std::unique_ptr<IoEngine>(std::move(*ring));
+  static std::atomic<bool> was_said{false};
+  if (!was_said.exchange(true)) {
+    base::log(base::LogLevel::warning,
+              "{}; disks are read with plain system calls, which is slower", ring.error().message());
+  }
+  return std::unique_ptr<IoEngine>(TRY(SyncEngine::create()));
+}
+
+Result<std::unique_ptr<IoRing>> IoRing::create() {
+  std::unique_ptr<IoRing> ring(new IoRing(TRY(base::EventFd::create())));
+  TRY_CONTEXT(ring->start(), "io_uring is not available");
+  return ring;
+}
+
+Result<void> IoRing::start() {
+  io_uring_params params{};
+  params.flags = IORING_SETUP_R_DISABLED;
+  int result = io_uring_queue_init_params(kDepth, &ring_, &params);
+  if (result < 0) return ring_error(result, "set up a ring");
+  is_started_ = true;
+  result = io_uring_register_eventfd(&ring_, done_event_.fd().get());
+  if (result < 0) return ring_error(result, "register an eventfd");
+  std::array restrictions = {allow(IORING_OP_READV), allow(IORING_OP_WRITEV),
+                             allow(IORING_OP_FSYNC)};
+  result = io_uring_register_restrictions(&ring_, restrictions.data(), restrictions.size());
+  if (result < 0) return ring_error(result, "restrict a ring");
+  result = io_uring_enable_rings(&ring_);
+  if (result < 0) return ring_error(result, "enable a ring");
+  return {};
+}
+
+IoRing::~IoRing() {
+  CHECK(in_flight_ == 0);
+  if (is_started_) io_uring_queue_exit(&ring_);
+}
+
+void IoRing::submit(const IoOperation& operation) {
+  if (free_slots_.empty()) {
+    free_slots_.push_back(static_cast<u32>(slots_.size()));
+    slots_.emplace_back();
+  }
+  const u32 slot = free_slots_.back();
+  free_slots_.pop_back();
+  slots_[slot].start(operation);
+  ++in_flight_;
+  queue_slot(slot);
+}
+
+void IoRing::queue_slot(u32 slot) {
+  if (with_kernel_ < kDepth) {
+    prepare(slot);
+  } else {
+    waiting_.push_back(slot);
+  }
+}
+
+void IoRing::prepare(u32 slot) {
+  const IoTransfer& transfer = slots_[slot];
+  io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
+  if (sqe == nullptr) {
+    // The submission queue holds kDepth entries that were not kicked yet.
+    kick();
+    sqe = io_uring_get_sqe(&ring_);
+    CHECK(sqe != nullptr);
+  }
+  switch (transfer.kind) {
+    case IoKind::read:
+      io_uring_prep_readv(sqe, transfer.fd, transfer.next_buffers(), transfer.next_count(),
+                          transfer.offset);
+      break;
+    case IoKind::write:
+      io_uring_prep_writev(sqe, transfer.fd, transfer.next_buffers(), transfer.next_count(),
+                           transfer.offset);
+      break;
+    case IoKind::sync:
+      io_uring_prep_fsync(sqe, transfer.fd, IORING_FSYNC_DATASYNC);
+      break;
+  }
+  io_uring_sqe_set_data64(sqe, slot);
+  ++with_kernel_;
+}
+
+// What the kernel does not take now stays in the submission queue for the next kick() or wait().
+void IoRing::kick() {
+  int result = 0;
+  do {
+    result = io_uring_submit(&ring_);
+  } while (result == -EINTR);
+  CHECK(result >= 0 || result == -EAGAIN || result == -EBUSY);
+}
+
+void IoRing::reap(std::vector<IoCompletion>& completions) {
+  if (in_flight_ == 0) return;
+  done_event_.take();
+  io_uring_cqe* cqe = nullptr;
+  bool is_kick_needed = io_uring_sq_ready(&ring_) > 0;
+  while (io_uring_peek_cqe(&ring_, &cqe) == 0) {
+    const u32 slot = static_cast<u32>(io_uring_cqe_get_data64(cqe));
+    const int result = cqe->res;
+    io_uring_cqe_seen(&ring_, cqe);
+    --with_kernel_;
+    int error_number = 0;
+    if (slots_[slot].take_result(result, error_number) == IoTransfer::Step::again) {
+      prepare(slot);
+      is_kick_needed = true;
+      continue;
+    }
+    completions.push_back({slots_[slot].tag, error_number});
+    free_slots_.push_back(slot);
+    --in_flight_;
+    if (!waiting_.empty()) {
+      prepare(waiting_.front());
+      waiting_.pop_front();
+      is_kick_needed = true;
+    }
+  }
+  if (is_kick_needed) kick();
+}
+
+void IoRing::wait() {
+  CHECK(in_flight_ > 0);
+  int result = 0;
+  do {
+    result = io_uring_submit_and_wait(&ring_, 1);
+  } while (result == -EINTR);
+  CHECK(result >= 0 || result == -EAGAIN || result == -EBUSY);
+}
+
+}  // namespace blockdev

@@ -1,0 +1,48 @@
+#include "blockdev/layer.h"
+
+#include <algorithm>
+#include <array>
+
+#include "blockdev/sync_engine.h"
+#include "vmm/base/check.h"
+
+namespace blockdev {
+
+Result<LocatedExtent> locate(const LayerList& layers, u64 offset, u64 length) {
+  for (const LayerPointer& layer : layers) {
+    if (offset >= layer->size_bytes()) break;
+    Extent extent = TRY(layer->map(offset, length));
+    CHECK(extent.length_bytes > 0 && extent.length_bytes <= length);
+    length = std::min(extent.length_bytes, layer->size_bytes() - offset);
+    if (extent.kind == ExtentKind::below) continue;
+    extent.length_bytes = length;
+    return LocatedExtent{extent, layer.get()};
+  }
+  return LocatedExtent{Extent{.kind = ExtentKind::zero, .length_bytes = length}, nullptr};
+}
+
+Result<void> read_layers(const LayerList& layers, u64 offset, std::span<u8> out,
+                         ReadScratch& scratch) {
+  const iovec whole{out.data(), out.size()};
+  IovecCursor to({&whole, 1});
+  u64 left = out.size();
+  while (left > 0) {
+    const auto [extent, layer] = TRY(locate(layers, offset, left));
+    if (extent.kind == ExtentKind::zero) {
+      to.fill_zero(extent.length_bytes);
+    } else if (extent.kind == ExtentKind::computed) {
+      TRY(layer->read_computed(offset, extent.length_bytes, to, scratch));
+    } else {
+      const std::array<iovec, 1> piece = {
+          iovec{out.data() + (out.size() - left), extent.length_bytes}};
+      const int error = run_now({IoKind::read, extent.fd, extent.file_offset, piece, 0});
+      if (error != 0) return Error::from_errno(error, "read from an image");
+      to.skip(extent.length_bytes);
+    }
+    offset += extent.length_bytes;
+    left -= extent.length_bytes;
+  }
+  return {};
+}
+
+}  // namespace blockdev

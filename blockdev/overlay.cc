@@ -1,0 +1,75 @@
+#include "blockdev/overlay.h"
+
+#include <algorithm>
+
+#include "vmm/base/check.h"
+
+namespace blockdev {
+namespace {
+
+ArenaOptions arena_options(const OverlayOptions& options) {
+  return {options.memory_limit_bytes, options.keep_bytes, options.spill_directory};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Overlay>> Overlay::create(LayerList lower, const OverlayOptions& options) {
+  CHECK(!lower.empty());
+  auto janitor = std::make_shared<Janitor>();
+  std::shared_ptr<OverlayLayer> active = TRY_CONTEXT(
+      OverlayLayer::create(lower.front()->size_bytes(), arena_options(options), janitor),
+      "make an overlay");
+  return std::unique_ptr<Overlay>(
+      new Overlay(std::move(lower), options, std::move(janitor), std::move(active)));
+}
+
+Overlay::Overlay(LayerList lower, const OverlayOptions& options, std::shared_ptr<Janitor> janitor,
+                 std::shared_ptr<OverlayLayer> active)
+    : options_(options), janitor_(std::move(janitor)), active_(std::move(active)) {
+  stack_ = {lower.front()->size_bytes(), active_.get(), std::move(lower)};
+}
+
+Overlay::~Overlay() = default;
+
+Result<std::unique_ptr<BlockQueue>> Overlay::open_queue() {
+  return std::unique_ptr<BlockQueue>(std::make_unique<DiskQueue>(stack_, TRY(make_io_engine())));
+}
+
+Result<SealedPointer> Overlay::seal() {
+  std::shared_ptr<OverlayLayer> fresh =
+      TRY_CONTEXT(OverlayLayer::create(stack_.size_bytes, arena_options(options_), janitor_),
+                  "seal the overlay");
+  SealedPointer sealed = std::exchange(active_, std::move(fresh));
+  stack_.active = active_.get();
+  stack_.lower.insert(stack_.lower.begin(), sealed);
+  return sealed;
+}
+
+DiscardReport Overlay::discard() {
+  const DiscardReport report{active_->block_count()};
+  active_->drop();
+  return report;
+}
+
+DiscardReport Overlay::rebase_on(LayerList lower) {
+  CHECK(!lower.empty() && lower.front()->size_bytes() == stack_.size_bytes);
+  DiscardReport report = discard();
+  for (const LayerPointer& layer : stack_.lower) {
+    const SealedLayer* sealed = dynamic_cast<const SealedLayer*>(layer.get());
+    if (sealed == nullptr || std::find(lower.begin(), lower.end(), layer) != lower.end()) continue;
+    report.block_count += sealed->block_count();
+  }
+  // The last holder of a sealed layer unmaps it: not here.
+  janitor_->dispose(std::exchange(stack_.lower, std::move(lower)));
+  return report;
+}
+
+bool Overlay::replace_with(const SealedPointer& sealed, LayerPointer durable) {
+  CHECK(durable->size_bytes() == sealed->size_bytes());
+  const auto found = std::find(stack_.lower.begin(), stack_.lower.end(), sealed);
+  if (found == stack_.lower.end()) return false;
+  janitor_->dispose(std::exchange(*found, std::move(durable)));
+  return true;
+}
+
+}  // namespace blockdev
