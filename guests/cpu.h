@@ -53,12 +53,6 @@ static inline u64 read_tsc(void) {
 }
 static inline void pause(void) { __asm__ volatile("pause" ::: "memory"); }
 static inline void barrier(void) { __asm__ volatile("mfence" ::: "memory"); }
-static inline void cpuid(u32 leaf, u32 registers[4]) {
-  __asm__ volatile("cpuid"
-                   : "=a"(registers[0]), "=b"(registers[1]), "=c"(registers[2]), "=d"(registers[3])
-                   : "a"(leaf), "c"(0));
-}
-
 enum KernelCall {
   KERNEL_HALT = 0,
   KERNEL_READ_MSR = 1,
@@ -70,6 +64,7 @@ enum KernelCall {
   KERNEL_READ_CR3 = 7,
   KERNEL_INTERRUPTS_ON = 8,
   KERNEL_INTERRUPTS_OFF = 9,
+  KERNEL_CPUID = 10,
 };
 
 static inline u64 kernel_call(enum KernelCall number, u64 first, u64 second) {
@@ -91,6 +86,10 @@ static inline void load_cr3(u64 value) { kernel_call(KERNEL_LOAD_CR3, value, 0);
 static inline u64 read_cr3(void) { return kernel_call(KERNEL_READ_CR3, 0, 0); }
 static inline void invalidate_page(u64 address) {
   kernel_call(KERNEL_INVALIDATE_PAGE, address, 0);
+}
+
+static inline void cpuid(u32 leaf, u32 registers[4]) {
+  kernel_call(KERNEL_CPUID, leaf, (u64)registers);
 }
 
 #endif  // GUESTS_CPU_H_

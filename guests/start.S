@@ -196,7 +196,7 @@ user_start:
 // What C at CPL 3 asks of CPL 0 by `ud2`: number in rax, arguments in rdi and rsi, result in rax. Any
 // other number is an instruction that does not exist.
 kernel_call:
-  cmp $9, %rax
+  cmp $10, %rax
   jbe 1f
   push $0
   push $6
@@ -219,6 +219,7 @@ kernel_call:
   je kernel_read_cr3
   cmp $9, %eax
   jb kernel_interrupts_on
+  ja kernel_cpuid
   andl $~0x200, 32(%rsp)  // the caller's RFLAGS.IF
   jmp kernel_return
 
@@ -233,6 +234,19 @@ kernel_halt:  // returns after one interrupt
   sti
   hlt
   cli
+  jmp kernel_return
+
+// Not at CPL 3: without hardware virtualisation that would show the host's processor.
+kernel_cpuid:  // leaf rdi, four words at rsi
+  push %rbx
+  mov %edi, %eax
+  xor %ecx, %ecx
+  cpuid
+  mov %eax, (%rsi)
+  mov %ebx, 4(%rsi)
+  mov %ecx, 8(%rsi)
+  mov %edx, 12(%rsi)
+  pop %rbx
   jmp kernel_return
 
 kernel_read_msr:

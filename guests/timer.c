@@ -72,9 +72,9 @@ static void command_check(char* arguments) {
   }
   interrupts_off();
   if (lapic_ticks < lapic_goal) {
-    put_line("LOST lapic");
+    put_pair("LOST lapic", lapic_goal - lapic_ticks);
   } else if (pit_ticks < pit_goal) {
-    put_line("LOST pit");
+    put_pair("LOST pit", pit_goal - pit_ticks);
   } else {
     put_ticks();
   }
