@@ -87,7 +87,7 @@ inline constexpr u16 kPowerPort = 0x600;  // 8 ports, the five registers below
 inline constexpr u16 kPowerPortCount = 8;
 // ACPI 6.4, 4.8.3.6 "Reset Register". One byte; writing kResetValue resets the machine.
 inline constexpr u16 kResetPort = 0x600;
-inline constexpr u8 kResetValue = 6;
+inline constexpr u8 kResetValue = 1;
 // ACPI 6.4, 4.8.3.7 "Sleep Control and Status Registers". One byte each. Control: SLP_TYP in bits
 // 4:2, SLP_EN bit 5. Type 5 is the S5 of the DSDT: power off. Status reads 0; writes are ignored.
 inline constexpr u16 kSleepControlPort = 0x601;

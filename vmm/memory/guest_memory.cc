@@ -60,6 +60,16 @@ GuestMemory::GuestMemory(base::Mapping mapping, std::vector<RamRegion> regions)
   ::madvise(mapping_.data(), mapping_.size_bytes(), MADV_DONTDUMP);
 }
 
+Result<void> GuestMemory::reset() {
+  // A new mapping in the same place: dropping the pages would bring a snapshot file's content back.
+  void* const address =
+      ::mmap(mapping_.data(), mapping_.size_bytes(), PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  if (address == MAP_FAILED) return errno_error("map {} bytes of memory", mapping_.size_bytes());
+  ::madvise(mapping_.data(), mapping_.size_bytes(), MADV_DONTDUMP);
+  return {};
+}
+
 std::optional<u64> GuestMemory::ram_offset(Gpa gpa, u64 length) const {
   for (const RamRegion& region : regions_) {
     if (gpa < region.gpa) continue;

@@ -67,6 +67,9 @@ class GuestMemory final {
   std::span<const RamRegion> regions() const { return regions_; }
   DirtyLog& dirty_log() { return dirty_log_; }
 
+  // All zero again, whatever the RAM started as. REQUIRES: nobody holds GuestBytes. Not marked.
+  Result<void> reset();
+
   // The whole of RAM by RAM offset, for the snapshot code on a quiet machine. Writes through it are
   // not marked.
   std::span<u8> quiet_ram() { return {mapping_.data(), size_bytes()}; }

@@ -1,0 +1,15 @@
+// MachineLauncher: turns a process that the command line has prepared into the VM.
+
+#pragma once
+
+#include "vmm/control/launcher.h"
+
+namespace vmm {
+
+class MachineLauncher final : public control::Launcher {
+ public:
+  std::vector<control::DoctorLine> host_report() override;
+  int launch(control::LaunchRequest request) override;
+};
+
+}  // namespace vmm

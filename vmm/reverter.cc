@@ -1,0 +1,240 @@
+#include "vmm/reverter.h"
+
+#include <sys/random.h>
+
+#include "snapshot/memory_file.h"
+#include "snapshot/pages.h"
+#include "snapshot/state_file.h"
+#include "vmm/base/check.h"
+#include "vmm/planted_fault.h"
+#include "vmm/snapshot_mark.h"
+#include "vmm/stopwatch.h"
+
+namespace vmm {
+
+// Where the time goes, for the result.
+class Phases final {
+ public:
+  explicit Phases(control::RevertResult& result) : result_(result) { result.phases_us.reserve(8); }
+  void done(const char* name) { result_.phases_us.emplace_back(name, stopwatch_.lap_us()); }
+  u64 total_us() const { return stopwatch_.total_us(); }
+
+ private:
+  control::RevertResult& result_;
+  Stopwatch stopwatch_;
+};
+
+namespace {
+
+devices::Generation random_generation() {
+  devices::Generation generation;
+  CHECK(::getrandom(generation.data(), generation.size(), 0) ==
+        static_cast<ssize_t>(generation.size()));
+  return generation;
+}
+
+kvm::ClockPolicy to_kvm(control::ClockPolicy policy) {
+  return policy == control::ClockPolicy::frozen ? kvm::ClockPolicy::frozen
+                                                : kvm::ClockPolicy::realtime;
+}
+
+const snapshot::Section* find_section(std::span<const snapshot::Section> sections,
+                                      std::string_view name) {
+  for (const snapshot::Section& section : sections) {
+    if (section.name == name) return &section;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+Reverter::Reverter(const kvm::Kvm& kvm, Machine& machine, snapshot::SnapshotTree& tree,
+                   const snapshot::SnapshotStore& store)
+    : kvm_(kvm),
+      machine_(machine),
+      tree_(tree),
+      store_(store),
+      scratch_(machine.memory().page_count()) {}
+
+Result<void> Reverter::learn_host() {
+  if (!stale_) {
+    stale_ = TRY_CONTEXT(kvm::find_stale_translations(kvm_), "test how this host's KVM reverts");
+  }
+  return {};
+}
+
+Result<snapshot::SnapshotNode*> Reverter::adopt(
+    std::shared_ptr<const snapshot::SnapshotObject> object,
+    std::vector<DiskMark> disks) {
+  const snapshot::Manifest& manifest = object->manifest();
+  snapshot::SnapshotNode node;
+  node.uuid = manifest.uuid;
+  node.name = manifest.name;
+
+  CHECK(!manifest.memory.empty());
+  const base::Fd memory_file =
+      TRY(snapshot::open_memory_file(object->directory(), manifest.memory[0]));
+  node.image =
+      TRY(snapshot::MemoryImage::of_file(memory_file, machine_.memory().size_bytes()));
+
+  const base::Fd state_file = TRY(object->open_file(manifest.state.file));
+  const std::vector<snapshot::Section> sections =
+      TRY(snapshot::read_state_file(state_file, manifest.state));
+  if (sections.size() != machine_.statefuls().size()) {
+    return make_error(ErrorKind::corrupt, "state has {} sections, this machine has {} devices",
+                      sections.size(), machine_.statefuls().size());
+  }
+  for (base::Stateful* stateful : machine_.statefuls()) {
+    const snapshot::Section* section = find_section(sections, stateful->state_name());
+    if (section == nullptr) {
+      return make_error(ErrorKind::corrupt, "state has no section \"{}\"", stateful->state_name());
+    }
+    node.states.push_back(TRY_CONTEXT(stateful->decode(section->payload),
+                                      fmt::format("section \"{}\"", section->name)));
+  }
+  TRY(validate(node));
+
+  auto mark = std::make_unique<SnapshotMark>();
+  for (std::size_t i = 0; i < disks.size(); ++i) {
+    for (const snapshot::DiskLayer& layer : manifest.disks[i].layers) {
+      blockdev::OpenedLayer opened = TRY(blockdev::open_layer_file(store_.layer_path(layer)));
+      disks[i].layers.push_back(
+          {.layer = std::move(opened.layer), .sealed = nullptr, .file = layer});
+    }
+    mark->disks.push_back(std::move(disks[i]));
+  }
+  mark->parent = manifest.parent;
+  mark->object = std::move(object);
+  node.mark = std::move(mark);
+  return &tree_.adopt(std::move(node));
+}
+
+Result<void> Reverter::validate(const snapshot::SnapshotNode& node) const {
+  for (std::size_t i = 0; i < node.states.size(); ++i) {
+    const base::Stateful& stateful = *machine_.statefuls()[i];
+    TRY_CONTEXT(stateful.validate_state(*node.states[i]),
+                fmt::format("state of {}", stateful.state_name()));
+  }
+  return {};
+}
+
+tl::expected<control::RevertResult, RevertFailure> Reverter::revert(
+    snapshot::SnapshotNode& target, const control::RevertRequest& request, bool running) {
+  const auto refused = [](Error error) {
+    return tl::unexpected(RevertFailure{std::move(error), false});
+  };
+  const auto halted = [](Error error) {
+    return tl::unexpected(RevertFailure{std::move(error), true});
+  };
+  if (Result<void> learnt = learn_host(); !learnt) return refused(learnt.error());
+  if (Result<void> valid = validate(target); !valid) return refused(valid.error());
+
+  control::RevertResult result;
+  result.snapshot = target.name;
+  Phases phases(result);
+  if (running) machine_.quiesce();
+  phases.done("pause");
+  if (Result<void> memory = restore_memory(target, result, phases); !memory) {
+    return halted(memory.error());
+  }
+  for (std::size_t i = 0; i < machine_.disks().size(); ++i) {
+    blockdev::Overlay* const overlay = machine_.disks()[i]->overlay;
+    if (overlay == nullptr || planted("disk")) continue;
+    result.clusters += overlay->rebase_on(mark_of(target).disks[i].lower()).block_count;
+  }
+  phases.done("disks");
+  if (Result<void> states = apply_states(target, request.clock); !states) {
+    return halted(states.error());
+  }
+  phases.done("state");
+  tree_.reverted(target);
+  if (request.verify == control::Verify::yes) {
+    if (Result<void> verified = verify(target); !verified) return halted(verified.error());
+    phases.done("verify");
+  }
+  const devices::Generation generation = random_generation();
+  for (devices::Device* device : machine_.devices()) {
+    device->timeline_changed(devices::TimelineChange::revert, generation);
+  }
+  result.total_us = phases.total_us();
+  return result;
+}
+
+Result<void> Reverter::restore_memory(const snapshot::SnapshotNode& target,
+                                      control::RevertResult& result, Phases& phases) {
+  scratch_.reset();
+  TRY(machine_.collect_dirty(scratch_));
+  tree_.note_dirty(scratch_);
+  const memory::PageSet& pages = tree_.pages_to_revert(target);
+  result.dirty_pages = pages.count();
+  phases.done("collect");
+  if (planted("page") && !pages.empty()) {
+    memory::PageSet fewer = pages;
+    bool skipped = false;
+    pages.for_each_run([&](u64 first, u64) {
+      if (!std::exchange(skipped, true)) fewer.words()[first / 64] &= ~(u64{1} << (first % 64));
+    });
+    snapshot::restore_pages(machine_.memory(), *target.image, fewer);
+  } else {
+    snapshot::restore_pages(machine_.memory(), *target.image, pages);
+  }
+  phases.done("memory");
+  // After the copy: what the guest has mapped from now on is what lies in RAM now.
+  TRY(machine_.vm().rearm_dirty(pages));
+  if (!planted("zap")) TRY(machine_.vm().invalidate_translations(*stale_));
+  phases.done("translations");
+  return {};
+}
+
+Result<void> Reverter::apply_states(const snapshot::SnapshotNode& node,
+                                    control::ClockPolicy clock) {
+  machine_.drain_kicks();
+  machine_.processors().set_clock_policy(to_kvm(clock));
+  for (std::size_t i = 0; i < node.states.size(); ++i) {
+    base::Stateful& stateful = *machine_.statefuls()[i];
+    if (planted("device") && stateful.state_name() == "virtio-mmio.0") continue;
+    TRY_CONTEXT(stateful.restore_state(*node.states[i]),
+                fmt::format("state of {}", stateful.state_name()));
+  }
+  return {};
+}
+
+Result<void> Reverter::restore_states(const snapshot::SnapshotNode& node,
+                                      control::ClockPolicy clock,
+                                      devices::TimelineChange change) {
+  TRY(apply_states(node, clock));
+  tree_.reverted(node);
+  const devices::Generation generation = random_generation();
+  for (devices::Device* device : machine_.devices()) device->timeline_changed(change, generation);
+  return {};
+}
+
+// What may differ: nothing but the clocks, which went on. KVM's own pages (kvmclock, steal time) are
+// written at the next entry to the guest, which has not happened.
+Result<void> Reverter::verify(const snapshot::SnapshotNode& node) {
+  const memory::PageSet none(machine_.memory().page_count());
+  const snapshot::Comparison memory =
+      snapshot::compare_all(machine_.memory(), *node.image, none);
+  if (!memory.equal()) {
+    return make_error(ErrorKind::corrupt, "{} pages of memory differ after the revert, page {} first",
+                      memory.differing_pages, memory.first_page);
+  }
+  for (std::size_t i = 0; i < node.states.size(); ++i) {
+    const base::Stateful& stateful = *machine_.statefuls()[i];
+    const std::unique_ptr<base::SavedState> now = stateful.save_state();
+    if (stateful.state_name() == machine_.processors().state_name()) {
+      TRY(machine_.processors().compare(*node.states[i], *now));
+    } else if (stateful.encode(*now) != stateful.encode(*node.states[i])) {
+      return make_error(ErrorKind::corrupt, "the state of {} differs after the revert",
+                        stateful.state_name());
+    }
+  }
+  for (const auto& disk : machine_.disks()) {
+    if (disk->overlay != nullptr && disk->overlay->active_block_count() != 0) {
+      return make_error(ErrorKind::corrupt, "a disk has blocks written after the snapshot");
+    }
+  }
+  return {};
+}
+
+}  // namespace vmm
