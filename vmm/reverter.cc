@@ -6,6 +6,7 @@
 #include "snapshot/pages.h"
 #include "snapshot/state_file.h"
 #include "vmm/base/check.h"
+#include "vmm/kvm/compare_states.h"
 #include "vmm/planted_fault.h"
 #include "vmm/snapshot_mark.h"
 #include "vmm/stopwatch.h"
@@ -223,7 +224,9 @@ Result<void> Reverter::verify(const snapshot::SnapshotNode& node) {
     const base::Stateful& stateful = *machine_.statefuls()[i];
     const std::unique_ptr<base::SavedState> now = stateful.save_state();
     if (stateful.state_name() == machine_.processors().state_name()) {
-      TRY(machine_.processors().compare(*node.states[i], *now));
+      TRY(kvm::compare_states(
+          TRY(base::decode_state<kvm::ProcessorsState>(stateful.encode(*node.states[i]))),
+          TRY(base::decode_state<kvm::ProcessorsState>(stateful.encode(*now)))));
     } else if (stateful.encode(*now) != stateful.encode(*node.states[i])) {
       return make_error(ErrorKind::corrupt, "the state of {} differs after the revert",
                         stateful.state_name());
