@@ -1,7 +1,6 @@
 // Device: the lifecycle contract of everything that has state and may have work in flight.
 //
-//   serving --pause()--> paused --drain()--> quiet --save()/restore()--> quiet --resume()-->
-//   serving
+//   serving -pause()-> paused -drain()-> quiet -save()/restore()-> quiet -resume()-> serving
 //
 // pause(): from now on no new work is begun; what the guest asks for is accepted and held (it stays
 // in its ring). drain(): returns when nothing is in flight: no request, no interrupt, no write to

@@ -40,7 +40,7 @@ struct PowerState {
 
 class Power final : public Device, public base::StatefulOf<PowerState> {
  public:
-  static constexpr u8 kResetValue = 0x06;      // FADT RESET_VALUE
+  static constexpr u8 kResetValue = 1;         // FADT RESET_VALUE
   static constexpr u8 kSleepTypeOff = 5;       // SLP_TYP of \_S5 in the DSDT
   static constexpr u8 kPulseResetLine = 0xfe;  // i8042 command
 
@@ -111,7 +111,6 @@ class Power final : public Device, public base::StatefulOf<PowerState> {
 
   void raise(EventBit event);
   u32 take_events();
-  void drive_line() REQUIRES_LOCK(mutex_);
 
   IrqLine& irq_;
   memory::GuestMemory& memory_;

@@ -65,6 +65,8 @@ class MmioDevice final : public Device, public BusHandler, public base::Stateful
   // edge-triggered line.
   MmioDevice(u32 slot, memory::GuestMemory& memory, IrqLine& irq, QueueKicker& kicker,
              std::unique_ptr<DeviceType> type);
+  // Waits for what is in flight. REQUIRES: no worker runs any more.
+  ~MmioDevice() override;
 
   // One for each queue, in the queues' order; they live as long as the device.
   std::span<QueueWorker* const> workers() const { return workers_; }
@@ -92,7 +94,6 @@ class MmioDevice final : public Device, public BusHandler, public base::Stateful
   void activate() REQUIRES_LOCK(mutex_);
   void reset_locked() REQUIRES_LOCK(mutex_);
   void start_queues() REQUIRES_LOCK(mutex_);
-  MmioState reset_state() const;
 
   u64 offered_features() const;
   QueueState* selected_queue() REQUIRES_LOCK(mutex_);

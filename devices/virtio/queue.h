@@ -99,7 +99,6 @@ class Queue final {
   const char* add_descriptor(u64 address, u32 length, u16 flags);
   const char* read_indirect(u64 address, u32 length);
   void release(u16 head);
-  bool avail_is_ahead_too_far(u16 avail_index) const;
 
   memory::GuestMemory& memory_;
   bool started_ = false;
@@ -122,8 +121,8 @@ class Queue final {
   ChainOrder order_ = ChainOrder::readable_first;
   u32 readable_count_ = 0;
   u32 writable_count_ = 0;
-  std::array<Segment, kMaxQueueSize + 1> readable_{};
-  std::array<Segment, kMaxQueueSize + 1> writable_{};
+  std::array<Segment, kMaxQueueSize> readable_{};
+  std::array<Segment, kMaxQueueSize> writable_{};
 };
 
 }  // namespace devices::virtio

@@ -49,7 +49,7 @@ class QueueRunner final : public QueueWorker, private ChainSink {
   void retry_held() REQUIRES_LOCK(mutex_);
   // True if the ring may hold more than one call's share.
   bool serve_ring() REQUIRES_LOCK(mutex_);
-  bool begin(const Queue::Taken& taken) REQUIRES_LOCK(mutex_);
+  void begin(const Queue::Taken& taken) REQUIRES_LOCK(mutex_);
   void interrupt_if_wanted() REQUIRES_LOCK(mutex_);
 
   const u32 index_;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "devices/virtio/handler.h"
+#include "devices/virtio/queue.h"
 #include "vmm/memory/guest_memory.h"
 
 namespace devices::virtio {

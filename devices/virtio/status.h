@@ -6,6 +6,8 @@
 #pragma once
 
 #include <atomic>
+#include <string>
+#include <utility>
 
 #include "devices/irq.h"
 #include "vmm/base/log.h"
@@ -32,7 +34,10 @@ enum InterruptBit : u32 {
 
 class DeviceStatus final {
  public:
-  explicit DeviceStatus(IrqLine& irq) : irq_(irq) {}
+  // `name` is for the log.
+  DeviceStatus(std::string name, IrqLine& irq) : name_(std::move(name)), irq_(irq) {}
+
+  const std::string& name() const { return name_; }
 
   u32 status() const { return status_.load(std::memory_order_acquire); }
   bool needs_reset() const { return (status() & kNeedsReset) != 0; }
@@ -52,6 +57,7 @@ class DeviceStatus final {
   void restore(u32 status, u32 interrupt_status);
 
  private:
+  const std::string name_;
   IrqLine& irq_;
   std::atomic<u32> status_{0};
   std::atomic<u32> interrupt_status_{0};

@@ -11,4 +11,8 @@ Result<std::span<const u8>> ByteReader::take(u64 count) {
   return taken;
 }
 
+void codec::append_bytes(Bytes& out, std::span<const u8> bytes) {
+  out.insert(out.end(), bytes.begin(), bytes.end());
+}
+
 }  // namespace base

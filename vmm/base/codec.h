@@ -87,12 +87,15 @@ struct IsSequence<std::vector<T>> : std::true_type {};
 template <class T, std::size_t N>
 struct IsSequence<std::array<T, N>> : std::true_type {};
 
+// Out of line: g++ 12 finds an overflow in the inlined insert that is not there.
+void append_bytes(Bytes& out, std::span<const u8> bytes);
+
 template <std::unsigned_integral T>
 void append_integer(Bytes& out, T value) {
   const WireInteger<T, std::endian::little> wire(value);
   u8 bytes[sizeof(T)];
   std::memcpy(bytes, &wire, sizeof(T));
-  out.insert(out.end(), bytes, bytes + sizeof(T));
+  append_bytes(out, bytes);
 }
 
 template <Scalar T>
