@@ -1,0 +1,39 @@
+#!/bin/sh
+# Installs what is missing, builds, and runs all tests. On a fresh Debian 12:
+#
+#   sh tests/run.sh                 the release build and every test this machine can run
+#   sh tests/run.sh --sanitizers    before that, the unit tests under ASan+UBSan and under TSan
+#   sh tests/run.sh -L unit         any further arguments go to ctest
+#
+# Ends with ctest's summary and its status.
+set -eu
+cd "$(dirname "$0")/.."
+. tests/packages.sh
+
+sanitizers=${CI:-}
+if [ "${1:-}" = --sanitizers ]; then
+  sanitizers=true
+  shift
+fi
+
+say() { printf '== %s\n' "$*" >&2; }
+
+install_packages $BUILD_PACKAGES $TEST_PACKAGES
+
+build() {
+  say "build: $1"
+  cmake --preset "$1" >/dev/null
+  cmake --build --preset "$1"
+}
+
+if [ -n "$sanitizers" ]; then
+  for preset in asan tsan; do
+    build "$preset"
+    say "unit tests: $preset"
+    ctest --preset "$preset" -j2 --output-on-failure
+  done
+fi
+
+build release
+say "tests"
+exec ctest --preset release "$@"
