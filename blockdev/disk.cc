@@ -1,0 +1,73 @@
+#include "blockdev/disk.h"
+
+#include "blockdev/disk_queue.h"
+#include "blockdev/image_chain.h"
+#include "blockdev/qcow2_image.h"
+
+namespace blockdev {
+namespace {
+
+// An image chain without anything above it.
+class ReadOnlyDisk final : public BlockBackend {
+ public:
+  explicit ReadOnlyDisk(LayerList layers) {
+    stack_.size_bytes = layers.front()->size_bytes();
+    stack_.lower = std::move(layers);
+  }
+  u64 size_bytes() const override { return stack_.size_bytes; }
+  bool is_read_only() const override { return true; }
+  u32 discard_granularity_bytes() const override { return kBlockBytes; }
+  Result<std::unique_ptr<BlockQueue>> open_queue() override {
+    return std::unique_ptr<BlockQueue>(std::make_unique<DiskQueue>(stack_, TRY(make_io_engine())));
+  }
+
+ private:
+  DiskStack stack_;
+};
+
+Result<std::unique_ptr<Disk>> make_disk(ImageChain chain, DiskMode mode,
+                                        const OverlayOptions& options) {
+  auto disk = std::make_unique<Disk>();
+  disk->images = std::move(chain.images);
+  disk->warnings = std::move(chain.warnings);
+  if (mode == DiskMode::ro) {
+    disk->backend = std::make_unique<ReadOnlyDisk>(std::move(chain.layers));
+    return disk;
+  }
+  std::unique_ptr<Overlay> overlay = TRY(Overlay::create(std::move(chain.layers), options));
+  disk->overlay = overlay.get();
+  disk->backend = std::move(overlay);
+  return disk;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Disk>> open_disk(const DiskSpec& spec, const OverlayOptions& options) {
+  return make_disk(TRY(open_image_chain(spec)), spec.mode, options);
+}
+
+Result<std::unique_ptr<Disk>> open_disk_with_layers(const DiskSpec& spec,
+                                                    std::span<const std::string> layer_paths,
+                                                    const OverlayOptions& options) {
+  ImageChain chain = TRY(open_image_chain(spec));
+  for (const std::string& path : layer_paths) {
+    OpenedLayer opened = TRY(open_layer_file(path));
+    if (opened.layer->size_bytes() != chain.layers.front()->size_bytes()) {
+      return make_error(ErrorKind::corrupt,
+                        "layer \"{}\" is of a disk of {} bytes, \"{}\" of one of {}", path,
+                        opened.layer->size_bytes(), spec.path, chain.layers.front()->size_bytes());
+    }
+    chain.layers.insert(chain.layers.begin(), std::move(opened.layer));
+    chain.images.insert(chain.images.begin(), std::move(opened.identity));
+  }
+  return make_disk(std::move(chain), spec.mode, options);
+}
+
+Result<OpenedLayer> open_layer_file(const std::string& path) {
+  ImageFile file = TRY(open_image_file(path, ImageFormat::qcow2));
+  return OpenedLayer{
+      TRY_CONTEXT(Qcow2Image::create(std::move(file.fd)), fmt::format("open \"{}\"", path)),
+      std::move(file.identity)};
+}
+
+}  // namespace blockdev

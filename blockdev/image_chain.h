@@ -1,0 +1,29 @@
+// ImageChain: the images of a DiskSpec, opened from top to bottom.
+//
+// What lies below what is said from outside: by backing=. A name inside an image is never followed
+// unless backing-dir= allows it, and then only below that directory; otherwise it is compared with
+// what the user said, and a difference is a warning.
+
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "blockdev/disk_spec.h"
+#include "blockdev/image_file.h"
+#include "blockdev/layer.h"
+
+namespace blockdev {
+
+struct ImageChain {
+  LayerList layers;                   // from top to bottom
+  std::vector<ImageIdentity> images;  // the same order
+  std::vector<std::string> warnings;
+};
+
+// Longer chains are refused: each level costs a lookup for every read of what is at the bottom.
+inline constexpr u64 kMaxChainDepth = 64;
+
+Result<ImageChain> open_image_chain(const DiskSpec& spec);
+
+}  // namespace blockdev

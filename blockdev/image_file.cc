@@ -1,0 +1,73 @@
+#include "blockdev/image_file.h"
+
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <climits>
+
+#include "blockdev/image_lock.h"
+
+namespace blockdev {
+namespace {
+
+// O_NONBLOCK: a FIFO would wait for its writer. Without effect on what is accepted below.
+constexpr int kOpenFlags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
+
+enum class Accept : u8 { files, files_and_devices };
+
+std::string resolved_path(const base::Fd& fd, const std::string& path) {
+  char target[PATH_MAX];
+  const std::string link = fmt::format("/proc/self/fd/{}", fd.get());
+  const ssize_t length = ::readlink(link.c_str(), target, sizeof target);
+  return length > 0 ? std::string(target, static_cast<std::size_t>(length)) : path;
+}
+
+Result<ImageFile> take_file(base::Fd fd, const std::string& path, ImageFormat format,
+                            Accept accept) {
+  struct stat status {};
+  if (::fstat(fd.get(), &status) != 0) return errno_error("stat \"{}\"", path);
+  const bool is_device = S_ISBLK(status.st_mode) && accept == Accept::files_and_devices;
+  if (!S_ISREG(status.st_mode) && !is_device) {
+    return make_error(ErrorKind::usage, "disk \"{}\" is {}", path,
+                      S_ISDIR(status.st_mode) ? "a directory" : "not a regular file")
+        .with_hint("a disk is a regular file or a block device");
+  }
+  TRY(lock_image_for_reading(fd, path));
+  ImageIdentity identity;
+  identity.path = resolved_path(fd, path);
+  identity.format = format;
+  identity.device = status.st_dev;
+  identity.inode = status.st_ino;
+  identity.size_bytes = TRY(base::file_size(fd));
+  identity.mtime_ns = i64{status.st_mtim.tv_sec} * 1'000'000'000 + status.st_mtim.tv_nsec;
+  return ImageFile{std::move(fd), std::move(identity)};
+}
+
+}  // namespace
+
+Result<ImageFile> open_image_file(const std::string& path, ImageFormat format) {
+  base::Fd fd(::open(path.c_str(), kOpenFlags));
+  if (!fd) return errno_error("disk \"{}\"", path);
+  return take_file(std::move(fd), path, format, Accept::files_and_devices);
+}
+
+Result<ImageFile> open_image_file_beneath(const std::string& directory, const std::string& name,
+                                          ImageFormat format) {
+  const base::Fd root(::open(directory.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  if (!root) return errno_error("backing-dir \"{}\"", directory);
+  open_how how{};
+  how.flags = kOpenFlags;
+  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS;
+  base::Fd fd(static_cast<int>(::syscall(SYS_openat2, root.get(), name.c_str(), &how, sizeof how)));
+  if (!fd) {
+    return errno_error("backing file \"{}\" below \"{}\"", name, directory)
+        .with_hint(
+            "only plain files below backing-dir are opened, and no symbolic link is followed");
+  }
+  return take_file(std::move(fd), name, format, Accept::files);
+}
+
+}  // namespace blockdev

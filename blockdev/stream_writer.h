@@ -1,0 +1,42 @@
+// StreamWriter: a file written once from front to back, with holes, and its checksum.
+//
+// Invariant: the checksum covers what a reader of the whole file would see, holes as zeros.
+// Thread: one.
+
+#pragma once
+
+#include <xxhash.h>
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "vmm/base/fd.h"
+
+namespace blockdev {
+
+class StreamWriter final {
+ public:
+  explicit StreamWriter(const base::Fd& fd);
+
+  Result<void> append(std::span<const u8> bytes);
+  // Leaves a hole up to `offset`. REQUIRES: offset >= this->offset().
+  Result<void> skip_to(u64 offset);
+  // Writes what is still in memory and gives the file its size.
+  Result<void> finish();
+
+  u64 offset() const { return offset_; }
+  u64 written_bytes() const { return written_bytes_; }
+  u64 checksum() const;
+
+ private:
+  Result<void> write_out();
+
+  const base::Fd& fd_;
+  std::vector<u8> buffer_;  // the last bytes before offset_, not written yet
+  u64 offset_ = 0;
+  u64 written_bytes_ = 0;
+  std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> hash_;
+};
+
+}  // namespace blockdev
