@@ -6,6 +6,7 @@
 #pragma once
 
 #include <span>
+#include <string>
 #include <vector>
 
 #include "vmm/base/result.h"
@@ -33,6 +34,9 @@ void set_apic_id(std::span<CpuidEntry> cpuid, u32 vcpu_index);
 // names the first feature that is missing.
 Result<void> check_cpuid_supported(std::span<const CpuidEntry> wanted,
                                    std::span<const CpuidEntry> supported);
+
+// The state components that XCR0 may name: CPUID 0xd.0 EDX:EAX.
+u64 supported_xcr0(std::span<const CpuidEntry> cpuid);
 
 // The model name string of leaves 0x80000002-4, for messages; empty if absent.
 std::string cpu_name(std::span<const CpuidEntry> cpuid);

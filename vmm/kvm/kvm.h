@@ -24,13 +24,13 @@ enum class KvmKind : u8 { unknown = 0, svm = 1, vmx = 2, pvm = 3 };
 std::string_view kind_name(KvmKind kind);
 
 struct Capabilities {
-  u32 maximum_vcpus = 0;         // KVM_CAP_MAX_VCPUS
-  u32 memory_slots = 0;          // KVM_CAP_NR_MEMSLOTS
-  u32 xsave_bytes = 4096;        // KVM_CAP_XSAVE2
-  u32 clock_flags = 0;           // KVM_CAP_ADJUST_CLOCK
-  bool sregs2 = false;           // KVM_CAP_SREGS2
-  bool tsc_deadline = false;     // KVM_CAP_TSC_DEADLINE_TIMER
-  bool vcpu_tsc_offset = false;  // KVM_VCPU_TSC_OFFSET, looked for on each vCPU
+  u32 maximum_vcpus = 0;          // KVM_CAP_MAX_VCPUS
+  u32 memory_slots = 0;           // KVM_CAP_NR_MEMSLOTS
+  u32 xsave_bytes = 4096;         // KVM_CAP_XSAVE2
+  u32 clock_flags = 0;            // KVM_CAP_ADJUST_CLOCK
+  bool sregs2 = false;            // KVM_CAP_SREGS2
+  bool tsc_deadline = false;      // KVM_CAP_TSC_DEADLINE_TIMER
+  bool enforce_pv_cpuid = false;  // KVM_CAP_ENFORCE_PV_FEATURE_CPUID
 };
 
 class Kvm final {

@@ -25,6 +25,9 @@
 
 namespace kvm {
 
+// An APIC id has 8 bits in xAPIC mode, 255 means all.
+inline constexpr u32 kMaximumVcpus = 254;
+
 // What the guest's clock shows after a restore: T plus the real time that went by, or T.
 enum class ClockPolicy : u8 { realtime, frozen };
 
@@ -81,10 +84,12 @@ class Processors final : public base::StatefulOf<ProcessorsState> {
  private:
   Processors(const Kvm& kvm, Vm& vm) : kvm_(kvm), vm_(vm) {}
   Result<void> add_vcpus(u32 vcpu_count);
+  std::vector<CpuidEntry> host_model() const;
   Result<void> show_cpuid(std::span<const CpuidEntry> cpuid);
+  bool any_vcpu_has_run() const;
+  Result<void> check_controllers(const ProcessorsState& state) const;
   Result<void> save_controllers(ProcessorsState& state) const;
   Result<void> restore_controllers(const ProcessorsState& state);
-  Result<void> restore_clock(const ProcessorsState& state);
   Result<void> restore_timers(const ProcessorsState& state);
 
   const Kvm& kvm_;
@@ -94,6 +99,7 @@ class Processors final : public base::StatefulOf<ProcessorsState> {
   std::vector<std::unique_ptr<VcpuStateTransfer>> transfers_;
   ClockPolicy clock_policy_ = ClockPolicy::realtime;
   bool tsc_can_be_set_ = false;
+  u64 tsc_khz_ = 0;
 };
 
 }  // namespace kvm

@@ -3,8 +3,8 @@
 // The header of linux-libc-dev 6.1 is wrong in C++: __DECLARE_FLEX_ARRAY puts an empty struct
 // before the array, which has size 0 in C and size 1 in C++. Six structures grow by it, and with
 // them the ioctl numbers, whose encoding holds the size; the kernel then answers EINVAL. Here the
-// macro is replaced by a zero-length array while the header is read. The assertions below hold for
-// headers that do not have the defect, too.
+// macro is replaced by a plain flexible array while the header is read. The assertions below hold
+// for headers that do not have the defect, too.
 
 #pragma once
 
@@ -14,8 +14,9 @@
 
 #pragma push_macro("__DECLARE_FLEX_ARRAY")
 #undef __DECLARE_FLEX_ARRAY
-#define __DECLARE_FLEX_ARRAY(TYPE, NAME) TYPE NAME[0]
+#define __DECLARE_FLEX_ARRAY(TYPE, NAME) TYPE NAME[]
 #include <linux/kvm.h>
+#include <linux/kvm_para.h>
 #pragma pop_macro("__DECLARE_FLEX_ARRAY")
 
 static_assert(sizeof(kvm_cpuid2) == 8);

@@ -41,6 +41,10 @@ class Vcpu final {
   // REQUIRES: the vCPU never ran, or `cpuid` is what it has.
   Result<void> set_cpuid(std::span<const CpuidEntry> cpuid);
 
+  // Makes a paravirtual feature that CPUID does not show unusable, not only invisible: some have
+  // state that no ioctl reads.
+  Result<void> hide_undeclared_features();
+
   // The thread that request_exit() signals. Once per thread, before run(); unbind before it ends.
   void bind_to_this_thread();
   void unbind_thread();
@@ -66,7 +70,7 @@ class Vcpu final {
  private:
   Vcpu(base::Fd fd, base::Mapping run, u32 index);
   kvm_run& run_area() const { return *reinterpret_cast<kvm_run*>(run_.data()); }
-  Result<VcpuExit> enter();
+  void set_immediate_exit(u8 value);
   VcpuExit decode_exit();
   VcpuExit decode_internal_error();
   u64 instruction_pointer() const;
@@ -75,6 +79,7 @@ class Vcpu final {
   base::Mapping run_;
   u32 index_;
   std::atomic<int> thread_id_{0};  // 0: none bound
+  std::atomic<bool> exit_requested_{false};
   bool has_run_ = false;
 };
 

@@ -9,7 +9,9 @@
 #pragma once
 
 #include <array>
-#include <memory>
+#include <cstring>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "vmm/base/codec.h"
@@ -70,33 +72,50 @@ struct VcpuState {
   friend bool operator==(const VcpuState&, const VcpuState&) = default;
 };
 
+// Which MSRs a snapshot may hold on this host, ascending: what KVM lists, less what other parts of
+// the state carry or what must not be written back.
+std::vector<u32> snapshot_msrs(std::span<const u32> listed);
+
 class VcpuStateTransfer final {
  public:
-  // `vcpu` has its CPUID (it decides which MSRs exist) and outlives this object.
-  static Result<std::unique_ptr<VcpuStateTransfer>> create(const Kvm& kvm, Vcpu& vcpu);
+  // `kvm` and `vcpu` outlive this object; `msrs` is from snapshot_msrs().
+  VcpuStateTransfer(const Kvm& kvm, Vcpu& vcpu, std::vector<u32> msrs);
 
-  // `host_tsc` is the instant T, the same for all vCPUs.
+  // `host_tsc` is the instant T, the same for all vCPUs. REQUIRES: the vCPU has its CPUID; the
+  // first call finds by trying which MSRs exist with it.
   Result<VcpuState> save(u64 host_tsc);
-  Result<void> validate(const VcpuState& state) const;
+  // Changes nothing. `xcr0` are the state components that the host supports.
+  Result<void> validate(const VcpuState& state, u64 xcr0) const;
 
+  // REQUIRES for both: `state` passed validate().
   Result<void> restore_before_irqchip(const VcpuState& state);
-  // `tsc_offset`: guest TSC minus host TSC from now on. `deadline_shift` is added to an armed
-  // deadline.
-  Result<void> restore_after_irqchip(const VcpuState& state, u64 tsc_offset, u64 deadline_shift);
+  Result<void> restore_after_irqchip(const VcpuState& state, u64 tsc_deadline);
+
+  // Guest TSC minus host TSC. Absent where this KVM has no such attribute.
+  std::optional<u64> tsc_offset() const;
+  Result<void> set_tsc_offset(u64 offset);
+  Result<u64> read_tsc() const;
 
   Vcpu& vcpu() const { return vcpu_; }
 
  private:
-  VcpuStateTransfer(const Kvm& kvm, Vcpu& vcpu);
-  Result<void> find_msrs();
+  kvm_msrs& msr_list() { return *reinterpret_cast<kvm_msrs*>(msr_buffer_.data()); }
+  void append_msr(u32 index, u64 value);
+  Result<void> find_working_msrs();
   Result<void> save_msrs(VcpuState& state);
-  Result<void> restore_msrs(const VcpuState& state, u64 deadline);
+  Result<void> save_special_registers(VcpuState& state);
   Result<void> restore_special_registers(const VcpuState& state);
+  Result<void> restore_xfd(const VcpuState& state);
+  Result<void> restore_xsave(const VcpuState& state);
+  Result<void> restore_msrs(const VcpuState& state, u64 tsc_deadline);
 
   const Kvm& kvm_;
   Vcpu& vcpu_;
-  std::vector<u32> msr_indices_;  // which MSRs this vCPU can both read and write back, ascending
-  std::vector<u8> msr_buffer_;    // a kvm_msrs with room for all of them and two more
+  std::vector<u32> allowed_msrs_;
+  std::vector<u32> working_msrs_;  // of these, what reads and writes back; empty: not yet known
+  bool has_tsc_deadline_ = false;
+  bool has_pkru_ = false;       // this host has protection keys
+  std::vector<u8> msr_buffer_;  // a kvm_msrs with room for all of them and two more
   std::vector<u8> xsave_buffer_;
 };
 

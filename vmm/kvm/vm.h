@@ -15,10 +15,12 @@
 
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
 #include "vmm/base/fd.h"
+#include "vmm/base/ranges.h"
 #include "vmm/base/result.h"
 #include "vmm/kvm/kvm.h"
 #include "vmm/memory/gpa.h"
@@ -37,10 +39,11 @@ enum class StaleTranslations : u8 {
 };
 
 // Addresses below 4 GiB that KVM itself takes; no device and no RAM may lie there.
-inline constexpr Gpa kTranslationProbeSlot{0xfffb'8000};  // the movable page: this or the next
+inline constexpr Gpa kMovablePage{0xfffb'8000};  // or the page above it
 inline constexpr Gpa kIdentityMapPage{0xfffb'c000};
 inline constexpr Gpa kTssPages{0xfffb'd000};  // three pages
-inline constexpr u32 kGsiCount = 24;          // pins of the in-kernel IOAPIC
+
+inline constexpr u32 kGsiCount = 24;  // pins of the in-kernel IOAPIC
 
 class Vm final {
  public:
@@ -80,24 +83,29 @@ class Vm final {
   struct Slot {
     u32 id;
     memory::RamRegion region;
+    u8* host;
+
+    u64 first_word() const { return region.ram_offset / base::kPageBytes / 64; }
+    u64 word_count() const { return base::divide_up(region.length_bytes / base::kPageBytes, 64); }
   };
+
   Vm(base::Fd fd, memory::GuestMemory& memory, DirtyLogging dirty_logging);
+  Result<void> enable_manual_dirty_log();
   Result<void> set_slot(const Slot& slot);
   Result<void> add_slots();
-  Result<void> place_probe_page(Gpa gpa);
+  Result<void> place_movable_page(Gpa gpa);
   Result<void> create_interrupt_controllers();
-  Result<void> clear_dirty_words(const Slot& slot, const memory::PageSet& pages, u64 first_word,
-                                 u64 word_count);
+  // Clears the bits of words [first, end) of a slot's part of a page set.
+  Result<void> clear_dirty(const Slot& slot, std::span<const u64> words, u64 first, u64 end);
 
   base::Fd fd_;
-  memory::GuestMemory& memory_;
   DirtyLogging dirty_logging_;
   std::vector<Slot> slots_;
-  std::vector<u64> bitmap_;  // one slot's dirty log as KVM gives it
-  memory::PageSet logged_;   // what the last collect_dirty found in KVM's log
-  base::Mapping probe_page_;
-  Gpa probe_gpa_ = kTranslationProbeSlot;
-  // Whether rearm_dirty cleared a set bit since RAM was last collected: KVM flushed all TLBs then.
+  memory::PageSet logged_;  // KVM's log as collect_dirty last found it
+  base::Mapping movable_page_;
+  Gpa movable_gpa_ = kMovablePage;
+  std::atomic<u32> lines_high_{0};  // pins that set_irq left high
+  // Whether rearm_dirty cleared a set bit since the last collection: KVM flushed all TLBs then.
   bool tlb_flushed_ = false;
 };
 
