@@ -62,8 +62,8 @@ class ApiServer final {
   struct Impl;
 
  private:
-  explicit ApiServer(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  explicit ApiServer(std::shared_ptr<Impl> impl);
+  std::shared_ptr<Impl> impl_;
 };
 
 }  // namespace control

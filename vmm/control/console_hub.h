@@ -63,8 +63,8 @@ class ConsoleHub final {
   struct Impl;
 
  private:
-  explicit ConsoleHub(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  explicit ConsoleHub(std::shared_ptr<Impl> impl);
+  std::shared_ptr<Impl> impl_;
 };
 
 }  // namespace control
