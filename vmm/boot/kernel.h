@@ -24,9 +24,9 @@
 namespace boot {
 
 struct BootConfig {
-  std::string kernel_path;
-  std::optional<std::string> initrd_path;
-  std::string command_line;
+  std::string kernel_path{};
+  std::optional<std::string> initrd_path{};
+  std::string command_line{};
   u32 vcpu_count = 1;
   u16 virtio_slots_present = 0;  // bit n: slot n holds a device
 };
