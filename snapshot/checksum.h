@@ -19,12 +19,13 @@ struct Checksum {
 
   static Checksum of(std::span<const u8> bytes);
   static Checksum of(std::string_view text);
-  // Reads the whole file. For files whose size is bounded by nothing but the disk.
-  static Result<Checksum> of_file(const base::Fd& file);
   static Result<Checksum> parse(std::string_view text);
   std::string to_string() const;
 
   friend bool operator==(const Checksum&, const Checksum&) = default;
 };
+
+// XXH3-64 of a whole file, holes as zeros; reads all of it.
+Result<u64> checksum64_of_file(const base::Fd& file);
 
 }  // namespace snapshot

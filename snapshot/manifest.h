@@ -95,7 +95,7 @@ struct DiskLayer {
   Uuid owner;
   std::string file;
   u64 size_bytes = 0;
-  Checksum checksum;  // of the whole file
+  u64 checksum = 0;  // XXH3-64 of the whole file: blockdev::LayerFile::checksum
   friend bool operator==(const DiskLayer&, const DiskLayer&) = default;
 };
 

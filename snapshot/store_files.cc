@@ -1,0 +1,111 @@
+#include "snapshot/store_files.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "vmm/base/check.h"
+
+namespace snapshot {
+
+Result<void> make_directories(const std::string& path) {
+  if (::mkdir(path.c_str(), 0700) == 0) {
+    const std::size_t slash = path.rfind('/');
+    return base::sync_directory(slash == 0 ? "/" : path.substr(0, slash));
+  }
+  if (errno == EEXIST) return {};
+  const std::size_t slash = path.rfind('/');
+  if (errno != ENOENT || slash == std::string::npos || slash == 0) {
+    return errno_error("create directory \"{}\"", path);
+  }
+  TRY(make_directories(path.substr(0, slash)));
+  return make_directories(path);
+}
+
+Result<std::vector<std::string>> names_in(const std::string& path) {
+  struct CloseDirectory {
+    void operator()(DIR* directory) const { ::closedir(directory); }
+  };
+  const std::unique_ptr<DIR, CloseDirectory> directory(::opendir(path.c_str()));
+  std::vector<std::string> names;
+  if (directory == nullptr) {
+    if (errno == ENOENT) return names;
+    return errno_error("read directory \"{}\"", path);
+  }
+  while (const dirent* const entry = ::readdir(directory.get())) {
+    const std::string name = entry->d_name;
+    if (name != "." && name != "..") names.push_back(name);
+  }
+  std::ranges::sort(names);
+  return names;
+}
+
+Result<void> seal_files(const std::string& path, const base::Fd& directory) {
+  const std::vector<std::string> names = TRY(names_in(path));
+  for (const std::string& name : names) {
+    if (name == "lock") continue;
+    const base::Fd file = TRY(base::open_file_at(directory, name, O_RDONLY | O_NOFOLLOW));
+    if (::fchmod(file.get(), 0400) != 0) return errno_error("make \"{}\" read-only", name);
+    TRY_CONTEXT(base::sync_file(file), fmt::format("\"{}\"", name));
+  }
+  return {};
+}
+
+Result<void> rename_new(const std::string& from, const std::string& to) {
+  if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) != 0) {
+    return errno_error("rename \"{}\" to \"{}\"", from, to);
+  }
+  return {};
+}
+
+Result<void> write_new_file(const std::string& directory, const std::string& name,
+                            std::string_view text) {
+  u32 random = 0;
+  CHECK(::getrandom(&random, sizeof random, 0) == sizeof random);
+  const std::string temporary = fmt::format("{}/.{}.tmp-{:08x}", directory, name, random);
+  const auto write = [&]() -> Result<void> {
+    const base::Fd file = TRY(base::open_file(temporary, O_WRONLY | O_CREAT | O_EXCL, 0600));
+    TRY(base::write_all(file, {reinterpret_cast<const u8*>(text.data()), text.size()}));
+    TRY(base::sync_file(file));
+    return rename_new(temporary, directory + "/" + name);
+  };
+  Result<void> written = write();
+  if (!written) {
+    ::unlink(temporary.c_str());
+    return written;
+  }
+  Result<void> synced = base::sync_directory(directory);
+  if (!synced) ::unlink((directory + "/" + name).c_str());
+  return synced;
+}
+
+Result<void> remove_file(const std::string& directory, const std::string& name) {
+  const std::string path = directory + "/" + name;
+  if (::unlink(path.c_str()) != 0 && errno != ENOENT) return errno_error("remove \"{}\"", path);
+  return base::sync_directory(directory);
+}
+
+void remove_directory(const std::string& path) {
+  const Result<std::vector<std::string>> names = names_in(path);
+  if (!names) return;
+  for (const std::string& name : *names) ::unlink((path + "/" + name).c_str());
+  ::rmdir(path.c_str());
+}
+
+Result<void> check_disk_layer(const base::Fd& file, const DiskLayer& layer) {
+  const u64 found = TRY_CONTEXT(checksum64_of_file(file), layer.file);
+  if (found != layer.checksum) {
+    return make_error(ErrorKind::corrupt, "\"{}\": checksum {:016x}, the manifest says {:016x}",
+                      layer.file, found, layer.checksum);
+  }
+  return {};
+}
+
+}  // namespace snapshot
