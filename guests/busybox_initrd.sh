@@ -13,7 +13,7 @@ need cpio modprobe flock
 sh "$guests_dir/kernels.sh"
 with_lock "busybox-$kind"
 
-key=$(key_of "$0" "$guests_dir/lib.sh" "$kernels/.key" "$kind")
+key=$(key_of "$0" "$(text_of copy_modules)" "$kernels/.key" "$kind")
 if [ -f "$out" ] && [ "$(cat "$out.key" 2>/dev/null)" = "$key" ]; then
   say "up to date: $out"
   exit 0

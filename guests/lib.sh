@@ -36,6 +36,11 @@ key_of() {
   done | sha256sum | cut -d' ' -f1
 }
 
+# text_of FUNCTION...: the text of functions of this file, for a key: a builder depends on those, not on the rest.
+text_of() {
+  for function in "$@"; do sed -n "/^$function() {/,/^}/p" "$guests_dir/lib.sh"; done
+}
+
 # is_current DIR KEY: DIR was completed from exactly this key.
 is_current() { [ -f "$1/.key" ] && [ "$(cat "$1/.key")" = "$2" ]; }
 
@@ -132,7 +137,7 @@ bootstrap() {
   [ -s "$work/sources.list" ] || die "apt knows no Debian archive on this machine: check /etc/apt/sources.list"
   mkdir -p "$guest_cache/debs/archive"
   # shellcheck disable=SC2086
-  mmdebstrap --quiet --mode=root --variant=minbase --format=directory \
+  SOURCE_DATE_EPOCH=1700000000 mmdebstrap --quiet --mode=root --variant=minbase --format=directory \
     --include="${bootstrap_include%,}" \
     --aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
     --aptopt='Acquire::Retries "3"' \
@@ -153,10 +158,10 @@ ext4_image() {
   E2FSPROGS_FAKE_TIME=1700000000 /sbin/mke2fs -q -t ext4 -L "$4" -d "$1" -N "${ext4_inodes:-65536}" -m 0 \
     -U 3f2c9f5e-0d5f-4c5e-9d0e-51c5a5e00001 \
     -E hash_seed=3f2c9f5e-0d5f-4c5e-9d0e-51c5a5e00002,lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0 \
-    "$2" "$3M"
+    "$2" "$3M" >&2
 }
 
-# copy_module TREE VERSION DEST MODULE...: the modules and all they need, and DEST/modules.list in load order.
+# copy_modules TREE VERSION DEST MODULE...: the modules and all they need, and DEST/modules.list in load order.
 copy_modules() {
   modules_tree=$1 modules_version=$2 modules_dest=$3
   shift 3

@@ -9,7 +9,7 @@
 #   -o   what the script leaves in /payload/results is copied here when the machine is off
 #   -m   memory of the outer machine in MiB (default 3072)
 #
-# SCRIPT is a file on this side; it and the other files of its directory are at /payload/NAME inside. Its
+# Variables named NESTED_* are passed on. SCRIPT is a file on this side; it and the other files of its directory are at /payload/NAME inside. Its
 # standard output and error appear on standard output while it runs; progress of the machine itself on standard error. The exit status is the
 # script's own. 124: time was up. 125: the machine failed (no boot, kernel panic, ended without a status). 77: this host lacks what it takes.
 set -eu
@@ -59,7 +59,11 @@ cp -L "$(dirname -- "$script")"/* "$run/payload/" 2>/dev/null || true
 printf %s "$extra" | while read -r item; do [ -z "$item" ] || cp -RL "$item" "$run/payload/"; done
 {
   echo 'export PATH=/payload/bin:$PATH'
-  echo 'export QUICKSAVE_HOME=/payload/home'
+  echo 'export QUICKSAVE_HOME=/payload/home PYTHONDONTWRITEBYTECODE=1'
+  env | sed -n 's/^\(NESTED_[A-Z_]*\)=.*/\1/p' | while read -r name; do
+    eval "value=\$$name"
+    printf 'export %s=%s\n' "$name" "$(quote "$value")"
+  done
   printf 'exec %s\n' "$(quote "/payload/$(basename -- "$script")" "$@")"
 } >"$run/payload/command"
 chmod +x "$run/payload/$(basename -- "$script")"

@@ -1,0 +1,297 @@
+// In-place revert over every guest. Each revert runs with --verify (all of memory, registers,
+// device state and disk compared with the snapshot); what the host cannot see, the guest reports.
+
+#include <gtest/gtest.h>
+
+#include "tests/native/support/vm_process.h"
+
+namespace native {
+namespace {
+
+class Revert : public NativeTest {
+ protected:
+  VmHome home_;
+  VmProcess vm_{home_, "t"};
+
+  void start(const std::string& guest, std::vector<std::string> options = {}) {
+    vm_.start(guest, std::move(options));
+    ASSERT_TRUE(vm_.wait_for("READY"));
+  }
+  std::string disk(const std::string& name, unsigned long long bytes = 16 << 20) {
+    make_disk(home_.file(name), bytes);
+    return home_.file(name) + ",format=raw";
+  }
+};
+
+TEST_F(Revert, GuestGoesOnInTheSameProcessInsteadOfRebooting) {
+  start("workload");
+  EXPECT_EQ(vm_.ask("nonce 4711").rfind("NONCE 4711\n", 0), 0u);
+  vm_.snapshot("clean");
+  pid_t pid = home_.pid_of("t");
+  EXPECT_EQ(vm_.ask("nonce 99").rfind("NONCE 99\n", 0), 0u);
+  nlohmann::json result = vm_.revert("clean");
+  // A reboot would say 0 and print READY again.
+  EXPECT_EQ(vm_.ask("nonce").rfind("NONCE 4711\n", 0), 0u);
+  EXPECT_EQ(vm_.log().find("READY"), vm_.log().rfind("READY"));
+  EXPECT_EQ(home_.pid_of("t"), pid);
+  for (const char* key : {"total_us", "dirty_pages", "clusters", "phases_us"}) {
+    EXPECT_TRUE(result.contains(key)) << key << " in " << result.dump();
+  }
+}
+
+TEST_F(Revert, MemoryIsAsItWasWhateverWasDirtied) {
+  start("workload");
+  vm_.ask("fill 0 2048 1");
+  std::string before = vm_.ask("hash 0 4096");
+  vm_.snapshot("clean");
+  for (const char* damage :
+       {"dirty 1", "dirty 256", "dirty 1000 3", "fill 0 4096 7", "touch 4096"}) {
+    vm_.ask(damage);
+    vm_.revert("clean");
+    EXPECT_EQ(vm_.ask("hash 0 4096"), before) << damage;
+  }
+}
+
+TEST_F(Revert, MemoryAboveFourGibibytesIsAsItWas) {
+  start("workload", {"-m", "5G"});
+  vm_.ask("fill 0x100000 16 1");
+  std::string low = vm_.ask("hash 0 64"), high = vm_.ask("hash 0x100000 64");
+  vm_.snapshot("clean");
+  vm_.ask("fill 0x100000 64 2\nfill 0 64 3");
+  // Without --verify, which reads all 5 GiB.
+  vm_.revert("clean", {});
+  EXPECT_EQ(vm_.ask("hash 0 64"), low);
+  EXPECT_EQ(vm_.ask("hash 0x100000 64"), high);
+}
+
+TEST_F(Revert, CountsTheDirtyPagesOfTheGuest) {
+  start("workload");
+  vm_.ask("touch 512");
+  vm_.snapshot("clean");
+  vm_.ask("dirty 300");
+  unsigned pages = vm_.revert("clean", {})["dirty_pages"];
+  EXPECT_GE(pages, 300u);
+  EXPECT_LT(pages, 900u);  // the guest's own few, and those that a shadow zap made "touched"
+}
+
+TEST_F(Revert, DiskAndMemoryGoBackTogether) {
+  start("workload", {"--disk", disk("d.raw")});
+  EXPECT_EQ(vm_.ask("disk-write 0 0 500 1\ndisk-flush 0"), "STATUS 0\nSTATUS 0\n");
+  vm_.snapshot("clean");
+  for (int round = 0; round < 3; ++round) {
+    EXPECT_EQ(vm_.ask("disk-write 0 100 800 2\ndisk-zero 0 0 50\ndisk-discard 0 64 64"),
+              "STATUS 0\nSTATUS 0\nSTATUS 0\n");
+    EXPECT_GT(vm_.revert("clean")["clusters"].get<int>(), 0);
+    EXPECT_EQ(vm_.ask("disk-check 0 0 500 1"), "MATCH\n");
+  }
+}
+
+// The host's comparison cannot see a stale shadow page or TLB entry: the guest reads its memory
+// through the mappings that it had changed.
+TEST_F(Revert, GuestSeesItsOldMappingsThroughTheTablesItHadChurned) {
+  start("page_table_churn");
+  vm_.ask("churn 1");
+  std::string before = vm_.ask("verify");
+  ASSERT_EQ(before.rfind("FRESH ", 0), 0u);
+  vm_.snapshot("clean");
+  for (int round = 0; round < 20; ++round) {
+    EXPECT_EQ(vm_.ask("churn " + std::to_string(100 + round)).rfind("FRESH ", 0), 0u);
+    vm_.revert("clean");
+    EXPECT_EQ(vm_.ask("verify"), before) << "round " << round;
+  }
+}
+
+TEST_F(Revert, ChurnGoesOnWithoutAStaleReadAfterRevertsAtAnyMoment) {
+  start("page_table_churn");
+  vm_.send("run 5\n");
+  std::optional<size_t> position = vm_.wait_for("ROUND 16\n");
+  ASSERT_TRUE(position);
+  vm_.snapshot("clean");
+  for (int round = 0; round < 20; ++round) {
+    usleep(10000 + 7919 * static_cast<unsigned>(round));
+    size_t from = vm_.log().size();
+    vm_.revert("clean");
+    ASSERT_TRUE(vm_.wait_for("ROUND ", from)) << "round " << round;
+  }
+  EXPECT_EQ(vm_.log().find("STALE"), std::string::npos);
+}
+
+// The proof that the tests above can fail: a build with test switches, told to leave the zap out.
+TEST_F(Revert, WithoutTheZapTheGuestReportsStaleMappings) {
+  vm_.start("page_table_churn", {}, {"QUICKSAVE_TEST_SKIP=zap"});
+  ASSERT_TRUE(vm_.wait_for("READY"));
+  if (read_file(home_.path() + "/vms/t/vmm.log").find("QUICKSAVE_TEST_SKIP=zap") ==
+      std::string::npos) {
+    GTEST_SKIP() << "this build has no test switches";
+  }
+  vm_.ask("churn 1");
+  vm_.snapshot("clean");
+  bool stale = false;
+  for (int round = 0; round < 5 && !stale; ++round) {
+    vm_.ask("churn " + std::to_string(100 + round));
+    vm_.revert("clean", {});
+    stale = vm_.ask("verify").rfind("STALE ", 0) == 0;
+  }
+  if (!stale) {
+    GTEST_SKIP() << "this host's KVM keeps no stale shadow tables";
+  }
+}
+
+TEST_F(Revert, TimersOfEveryModeTickOn) {
+  start("timer");
+  for (const char* mode : {"periodic", "one-shot", "deadline"}) {
+    vm_.ask(mode);
+    vm_.snapshot(mode);
+    for (int round = 0; round < 5; ++round) {
+      usleep(20000);
+      vm_.revert(mode);
+      EXPECT_EQ(vm_.ask("check").rfind("TICKS", 0), 0u) << mode << ", round " << round;
+    }
+  }
+}
+
+TEST_F(Revert, NoTimerIsLostWhenTheGuestSleepsOnThem) {
+  start("timer");
+  vm_.send("run\n");
+  ASSERT_TRUE(vm_.wait_for("TICKS lapic"));
+  vm_.snapshot("clean");
+  for (int round = 0; round < 10; ++round) {
+    usleep(30000);
+    size_t from = vm_.log().size();
+    vm_.revert("clean");
+    ASSERT_TRUE(vm_.wait_for("TICKS lapic", from));
+  }
+  EXPECT_EQ(vm_.log().find("LOST"), std::string::npos);
+}
+
+TEST_F(Revert, EveryProcessorGoesOn) {
+  start("smp", {"--cpus", "8"});
+  ASSERT_EQ(vm_.ask("start 8"), "STARTED 8\n");
+  vm_.snapshot("clean");
+  for (int round = 0; round < 10; ++round) {
+    usleep(20000);
+    vm_.revert("clean");
+    EXPECT_EQ(vm_.ask("progress"), "PROGRESS 8\n") << "round " << round;
+    EXPECT_EQ(vm_.ask("ipi"), "ANSWERED 8\n") << "round " << round;
+    EXPECT_EQ(vm_.ask("verify"), "PAGES 8\n") << "round " << round;
+  }
+}
+
+TEST_F(Revert, SpinningProcessorsGoOn) {
+  start("smp", {"--cpus", "3"});
+  ASSERT_EQ(vm_.ask("start 3"), "STARTED 3\n");
+  vm_.ask("spin 1");
+  vm_.snapshot("clean");
+  for (int round = 0; round < 5; ++round) {
+    vm_.revert("clean");
+    EXPECT_EQ(vm_.ask("progress"), "PROGRESS 3\n");
+  }
+}
+
+// Processors that had not been started at the snapshot start after the revert: they wait for SIPI,
+// where KVM_RUN does not load pending registers.
+TEST_F(Revert, ProcessorsThatWaitedAtTheSnapshotCanBeStartedAfterEveryRevert) {
+  start("smp", {"--cpus", "4"});
+  vm_.snapshot("clean");
+  for (int round = 0; round < 4; ++round) {
+    EXPECT_EQ(vm_.ask("start 4"), "STARTED 4\n") << "round " << round;
+    EXPECT_EQ(vm_.ask("progress"), "PROGRESS 4\n") << "round " << round;
+    vm_.revert("clean");
+  }
+}
+
+TEST_F(Revert, SerialGoesOnInMidTransmit) {
+  start("serial_transmit");
+  ASSERT_TRUE(vm_.wait_for("SENT 00000020"));
+  vm_.snapshot("clean");
+  for (int round = 0; round < 10; ++round) {
+    usleep(5000 + 3331 * static_cast<unsigned>(round));
+    size_t from = vm_.log().size();
+    vm_.revert("clean");
+    // At least two whole lines come after it.
+    std::optional<size_t> first = vm_.wait_for("SENT ", from);
+    ASSERT_TRUE(first) << "round " << round;
+    ASSERT_TRUE(vm_.wait_for("SENT ", *first)) << "round " << round;
+  }
+  vm_.send("x");
+  EXPECT_EQ(vm_.wait_for_exit(), 0);
+}
+
+TEST_F(Revert, InMidOutputTheOutputIsFinished) {
+  start("workload");
+  vm_.send("print 3000\n");
+  ASSERT_TRUE(vm_.wait_for("LINE 50\n"));
+  vm_.snapshot("clean");
+  ASSERT_TRUE(vm_.wait_for("PRINTED"));
+  size_t from = vm_.log().size();
+  vm_.revert("clean");
+  EXPECT_TRUE(vm_.wait_for("LINE 2999\nPRINTED", from));
+}
+
+TEST_F(Revert, RevivesAGuestThatHadHungItself) {
+  start("workload");
+  vm_.ask("nonce 5");
+  vm_.snapshot("clean");
+  vm_.send("hang\n");
+  ASSERT_TRUE(vm_.wait_for("HANGING"));
+  vm_.revert("clean");
+  EXPECT_EQ(vm_.ask("nonce").rfind("NONCE 5\n", 0), 0u);
+}
+
+TEST_F(Revert, DevicesWorkAfterAHostileGuestWasReverted) {
+  start("hostile_ring", {"--disk", disk("d.raw")});
+  vm_.snapshot("clean");
+  for (int seed = 1; seed <= 5; ++seed) {
+    vm_.ask("attack " + std::to_string(seed) + " 5");
+    vm_.revert("clean");
+  }
+  EXPECT_EQ(vm_.ask("attack 100 5"), "SURVIVED 100\n");
+}
+
+TEST_F(Revert, ToAnOlderSnapshotAndForwardAgain) {
+  start("workload", {"--disk", disk("d.raw")});
+  vm_.ask("nonce 1\ndisk-write 0 0 64 1");
+  vm_.snapshot("first");
+  vm_.ask("nonce 2\ndisk-write 0 0 64 2\ndirty 500");
+  vm_.snapshot("second");
+  vm_.ask("nonce 3\ndisk-write 0 0 64 3\ndirty 900");
+  for (int round = 0; round < 3; ++round) {
+    vm_.revert("first");
+    EXPECT_EQ(vm_.ask("disk-check 0 0 64 1"), "MATCH\n");
+    EXPECT_EQ(vm_.ask("nonce").rfind("NONCE 1\n", 0), 0u);
+    vm_.ask("dirty 50");
+    vm_.revert("second");
+    EXPECT_EQ(vm_.ask("disk-check 0 0 64 2"), "MATCH\n");
+    EXPECT_EQ(vm_.ask("nonce").rfind("NONCE 2\n", 0), 0u);
+  }
+}
+
+TEST_F(Revert, TwoHundredTimesWithEveryByteCompared) {
+  start("workload", {"-m", "16M", "--disk", disk("d.raw")});
+  vm_.ask("fill 0 512 1\nnonce 8");
+  vm_.snapshot("clean");
+  vm_.send("run 200\n");
+  for (int round = 0; round < 200; ++round) {
+    vm_.revert("clean");
+    if (HasFailure()) {
+      return;
+    }
+  }
+  EXPECT_EQ(vm_.ask("nonce").rfind("NONCE 8\n", 0), 0u);
+}
+
+TEST_F(Revert, PausedVmStaysPausedOrRunsAsItSaysAndIsIntact) {
+  start("workload");
+  vm_.ask("nonce 6");
+  vm_.snapshot("clean");
+  vm_.ask("nonce 7");
+  EXPECT_EQ(home_.quicksave({"pause", "t"}).status, 0);
+  vm_.revert("clean");
+  if (home_.state_of("t") == "paused") {
+    EXPECT_EQ(home_.quicksave({"resume", "t"}).status, 0);
+  }
+  EXPECT_EQ(vm_.ask("nonce").rfind("NONCE 6\n", 0), 0u);
+}
+
+}  // namespace
+}  // namespace native
