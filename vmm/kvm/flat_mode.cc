@@ -35,7 +35,9 @@ kvm_sregs flat_user_mode(const kvm_sregs& initial, u64 page_table_root) {
   }();
   registers.ds = registers.es = registers.fs = registers.gs = registers.ss = data;
   registers.tr.type = 11;  // busy 64-bit TSS: what VM entry asks for
-  registers.tr.limit = 0x67;
+  // KVM-PVM does not heed IOPL but asks the TSS, here the first page of RAM: while that is zero,
+  // its I/O permission map starts at 0 and allows every port below 0x7fe8.
+  registers.tr.limit = 0xfff;
   registers.tr.present = 1;
   registers.tr.s = 0;
   registers.cr0 = kCr0PeMpEtNeWpPg;
