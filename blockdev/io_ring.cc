@@ -1,5 +1,8 @@
 #include "blockdev/io_ring.h"
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <array>
 #include <atomic>
 #include <cerrno>
@@ -11,7 +14,17 @@
 namespace blockdev {
 namespace {
 
-Error ring_error(int result, std::string_view what) { return Error::from_errno(-result, what); }
+Error ring_error(int result, std::string_view what) {
+  return Error::from_errno(-result, what);
+}
+
+// liburing 2.3 declares wrappers for the two calls below but does not export them from its shared
+// library.
+int register_with_ring(const io_uring& ring, unsigned opcode, const void* argument,
+                       unsigned count) {
+  const long result = ::syscall(__NR_io_uring_register, ring.ring_fd, opcode, argument, count);
+  return result < 0 ? -errno : static_cast<int>(result);
+}
 
 io_uring_restriction allow(u8 opcode) {
   io_uring_restriction restriction{};
@@ -28,7 +41,8 @@ Result<std::unique_ptr<IoEngine>> make_io_engine() {
   static std::atomic<bool> was_said{false};
   if (!was_said.exchange(true)) {
     base::log(base::LogLevel::warning,
-              "{}; disks are read with plain system calls, which is slower", ring.error().message());
+              "{}; disks are read with plain system calls, which is slower",
+              ring.error().message());
   }
   return std::unique_ptr<IoEngine>(TRY(SyncEngine::create()));
 }
@@ -49,9 +63,10 @@ Result<void> IoRing::start() {
   if (result < 0) return ring_error(result, "register an eventfd");
   std::array restrictions = {allow(IORING_OP_READV), allow(IORING_OP_WRITEV),
                              allow(IORING_OP_FSYNC)};
-  result = io_uring_register_restrictions(&ring_, restrictions.data(), restrictions.size());
+  result = register_with_ring(ring_, IORING_REGISTER_RESTRICTIONS, restrictions.data(),
+                              restrictions.size());
   if (result < 0) return ring_error(result, "restrict a ring");
-  result = io_uring_enable_rings(&ring_);
+  result = register_with_ring(ring_, IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
   if (result < 0) return ring_error(result, "enable a ring");
   return {};
 }
@@ -99,9 +114,7 @@ void IoRing::prepare(u32 slot) {
       io_uring_prep_writev(sqe, transfer.fd, transfer.next_buffers(), transfer.next_count(),
                            transfer.offset);
       break;
-    case IoKind::sync:
-      io_uring_prep_fsync(sqe, transfer.fd, IORING_FSYNC_DATASYNC);
-      break;
+    case IoKind::sync: io_uring_prep_fsync(sqe, transfer.fd, IORING_FSYNC_DATASYNC); break;
   }
   io_uring_sqe_set_data64(sqe, slot);
   ++with_kernel_;
@@ -117,7 +130,8 @@ void IoRing::kick() {
 }
 
 void IoRing::reap(std::vector<IoCompletion>& completions) {
-  if (in_flight_ == 0) return;
+  // Always, and before looking: the kernel signals after it posted, so a completion that was
+  // already taken below may signal late and would leave the descriptor readable for nothing.
   done_event_.take();
   io_uring_cqe* cqe = nullptr;
   bool is_kick_needed = io_uring_sq_ready(&ring_) > 0;

@@ -1,7 +1,7 @@
 // IoRing: the IoEngine on io_uring.
 //
-// The ring is made disabled, restricted to the three operations used here, and then enabled: whoever
-// takes over this thread cannot make it open files or sockets through the ring.
+// The ring is made disabled, restricted to the three operations used here, and then enabled:
+// whoever takes over this thread cannot make it open files or sockets through the ring.
 //
 // Invariant: at most kDepth operations are with the kernel, so neither queue of the ring can
 // overflow; the others wait in waiting_, in order.

@@ -212,7 +212,7 @@ Result<void> write_l2_tables(StreamWriter& writer, const Layout& layout, const S
   u64 table_number = 0;
   u64 data_number = 0;
   TRY(writer.skip_to(layout.l2_offset()));
-  TRY(source.for_each_cluster([&](u64 cluster, u64 bitmap) -> Result<void> {
+  const auto add_entry = [&](u64 cluster, u64 bitmap) -> Result<void> {
     if (layout.l2_indices[table_number] != cluster / Layout::kEntriesPerL2) {
       TRY(writer.append(bytes_of(table)));
       table.clear();
@@ -226,7 +226,8 @@ Result<void> write_l2_tables(StreamWriter& writer, const Layout& layout, const S
     }
     table[2 * index + 1] = bitmap;
     return {};
-  }));
+  };
+  TRY(source.for_each_cluster(add_entry));
   return writer.append(bytes_of(table));
 }
 

@@ -16,6 +16,7 @@
 
 #include <string>
 
+#include "blockdev/disk_spec.h"
 #include "blockdev/layer.h"
 #include "blockdev/overlay_layer.h"
 #include "vmm/base/fd.h"

@@ -54,6 +54,7 @@ DiscardReport Overlay::discard() {
 DiscardReport Overlay::rebase_on(LayerList lower) {
   CHECK(!lower.empty() && lower.front()->size_bytes() == stack_.size_bytes);
   DiscardReport report = discard();
+  if (lower == stack_.lower) return report;  // the usual revert: to the newest snapshot
   for (const LayerPointer& layer : stack_.lower) {
     const SealedLayer* sealed = dynamic_cast<const SealedLayer*>(layer.get());
     if (sealed == nullptr || std::find(lower.begin(), lower.end(), layer) != lower.end()) continue;

@@ -5,6 +5,8 @@
 
 #pragma once
 
+// Compiled in: the hash is a few hundred lines, and this is the only user in the library.
+#define XXH_INLINE_ALL
 #include <xxhash.h>
 
 #include <memory>
