@@ -280,6 +280,37 @@ TEST_F(Revert, TwoHundredTimesWithEveryByteCompared) {
   EXPECT_EQ(vm_.ask("nonce").rfind("NONCE 8\n", 0), 0u);
 }
 
+TEST_F(Revert, WhileTheGuestWritesItsDiskNothingOfTheAbandonedTimelineArrives) {
+  start("workload", {"--disk", disk("d.raw")});
+  vm_.ask("disk-write 0 0 4000 1");
+  vm_.snapshot("clean");
+  for (int round = 0; round < 8; ++round) {
+    vm_.send("disk-write 0 0 4000 " + std::to_string(round + 2) + "\n");
+    usleep(3000 + 2503 * static_cast<unsigned>(round));
+    vm_.revert("clean");
+    EXPECT_EQ(vm_.ask("disk-check 0 0 4000 1"), "MATCH\n") << "round " << round;
+  }
+}
+
+TEST_F(Revert, TwoSnapshotsInARowAreBothWhole) {
+  start("workload");
+  vm_.ask("nonce 9\nfill 0 200 1");
+  std::string before = vm_.ask("hash 0 300");
+  EXPECT_EQ(home_.quicksave({"pause", "t"}).status, 0);
+  vm_.snapshot("first");
+  vm_.snapshot("second");
+  EXPECT_EQ(home_.quicksave({"resume", "t"}).status, 0);
+  for (const char* snapshot : {"first", "second", "first"}) {
+    vm_.ask("nonce 10\ndirty 300");
+    vm_.revert(snapshot);
+    if (home_.state_of("t") == "paused") {
+      EXPECT_EQ(home_.quicksave({"resume", "t"}).status, 0);
+    }
+    EXPECT_EQ(vm_.ask("nonce").rfind("NONCE 9\n", 0), 0u) << snapshot;
+    EXPECT_EQ(vm_.ask("hash 0 300"), before) << snapshot;
+  }
+}
+
 TEST_F(Revert, PausedVmStaysPausedOrRunsAsItSaysAndIsIntact) {
   start("workload");
   vm_.ask("nonce 6");
