@@ -99,9 +99,9 @@ for kind in cloud generic; do
   chmod 644 "$work/initrd-$kind.img"
   rm -f "$root/boot/System.map-$version"
   # The initrd is made: what it left out is hardware this guest does not have.
-  find "$root/lib/modules/$version/kernel" -name '*.ko' | grep -vE \
-    'virtio|vsock|failover|/(ext4|jbd2|mbcache|overlay|fuse|loop|crc[^/]*|dm-mod|evdev|button|kvm[^/]*|ptp[^/]*|vmgenid|9p[^/]*)\.ko|/(crypto|lib|fs/fuse|fs/nls)/' |
-    xargs rm -f
+  (cd "$root/lib/modules/$version/kernel" && find . -name '*.ko' | grep -vE \
+    'virtio|vsock|failover|/(ext4|jbd2|mbcache|overlay|fuse|loop|crc[^/]*|dm-mod|evdev|button|kvm[^/]*|ptp[^/]*|9p[^/]*)\.ko|^\./(crypto|lib|fs/nls)/' |
+    xargs rm -f)
   chroot "$root" depmod "$version"
 done
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/* "$root"/var/log/* "$root"/usr/share/bug "$root"/etc/apt/sources.list*
