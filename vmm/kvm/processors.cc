@@ -15,6 +15,7 @@ namespace kvm {
 namespace {
 
 constexpr u32 kMaximumCpuidEntries = 256;
+constexpr u8 kPitModeUnset = 0xff;  // a channel that was never programmed
 
 Result<void> read_irqchip(const base::Fd& vm, u32 id, StructBytes<kvm_irqchip>& out) {
   std::memcpy(out.data(), &id, sizeof id);  // kvm_irqchip::chip_id
@@ -138,7 +139,8 @@ Result<void> Processors::check_controllers(const ProcessorsState& state) const {
   }
   const kvm_pit_state2 pit = struct_of<kvm_pit_state2>(state.pit);
   for (const kvm_pit_channel_state& channel : pit.channels) {
-    if (channel.count > 0x1'0000 || channel.mode > 5 || channel.rw_mode > 3) {
+    const bool mode_exists = channel.mode <= 5 || channel.mode == kPitModeUnset;
+    if (channel.count > 0x1'0000 || !mode_exists || channel.rw_mode > 4) {
       return make_error(ErrorKind::corrupt, "a PIT channel has a state that does not exist");
     }
   }
@@ -163,9 +165,11 @@ Result<void> Processors::restore(const ProcessorsState& state) {
   return restore_timers(state);
 }
 
+// The slave PIC before the master: after loading either, KVM passes the slave's output on to the
+// master, and the abandoned slave's must not end up in the restored master.
 Result<void> Processors::restore_controllers(const ProcessorsState& state) {
-  TRY(KVM_CALL(vm_.fd(), KVM_SET_IRQCHIP, state.pic_master.data()));
   TRY(KVM_CALL(vm_.fd(), KVM_SET_IRQCHIP, state.pic_slave.data()));
+  TRY(KVM_CALL(vm_.fd(), KVM_SET_IRQCHIP, state.pic_master.data()));
   TRY(KVM_CALL(vm_.fd(), KVM_SET_IRQCHIP, state.ioapic.data()));
   TRY(KVM_CALL(vm_.fd(), KVM_SET_PIT2, state.pit.data()));
   return {};
