@@ -29,8 +29,8 @@ enum class OnNoSpace : u8 {
 };
 
 struct BlockOptions {
-  std::string name;    // for messages: the disk's name
-  std::string serial;  // what GET_ID answers; cut to 20 bytes
+  std::string name{};    // for messages: the disk's name
+  std::string serial{};  // what GET_ID answers; cut to 20 bytes
   u32 queue_count = 1;
   OnNoSpace on_no_space = OnNoSpace::pause;
 };

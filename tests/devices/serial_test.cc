@@ -90,7 +90,7 @@ TEST(Serial, ReceiveTakesOneByteWithoutFifoAndSixteenWithIt) {
   rig.out(kFcr, 0x01);
   EXPECT_EQ(rig.send("0123456789abcdefXYZ"), 16u);
   std::string read;
-  while ((rig.in(kLsr) & 1) != 0) read.push_back(static_cast<char>(rig.in(kData)));
+  while ((rig.in(kLsr)&1) != 0) read.push_back(static_cast<char>(rig.in(kData)));
   EXPECT_EQ(read, "0123456789abcdef");
   EXPECT_EQ(rig.sink.rooms, 2);
 }
@@ -112,22 +112,22 @@ TEST(Serial, FifoResetDropsWhatWasReceived) {
   rig.out(kFcr, 0x01);
   rig.send("abc");
   rig.out(kFcr, 0x03);
-  EXPECT_EQ(rig.in(kLsr) & 1, 0);
+  EXPECT_EQ(rig.in(kLsr)&1, 0);
   rig.send("abc");
   rig.out(kFcr, 0x00);  // switching the FIFOs resets them
-  EXPECT_EQ(rig.in(kLsr) & 1, 0);
+  EXPECT_EQ(rig.in(kLsr)&1, 0);
 }
 
 TEST(Serial, LoopbackReturnsDataAndModemControl) {
   Rig rig;
   rig.out(kMcr, 0x1a);  // loop, OUT2, RTS: what Linux's autoconfig writes
-  EXPECT_EQ(rig.in(kMsr) & 0xf0, 0x90);
+  EXPECT_EQ(rig.in(kMsr)&0xf0, 0x90);
   rig.out(kData, 'q');
   EXPECT_EQ(rig.sink.text, "");
   EXPECT_EQ(rig.send("z"), 0u) << "the wire is cut";
   EXPECT_EQ(rig.in(kData), 'q');
   rig.out(kMcr, 0x00);
-  EXPECT_EQ(rig.in(kMsr) & 0xf0, 0xb0);
+  EXPECT_EQ(rig.in(kMsr)&0xf0, 0xb0);
   EXPECT_EQ(rig.sink.rooms, 1);
 }
 
@@ -150,7 +150,7 @@ TEST(Serial, ModemStatusInterruptEndsWithItsRead) {
   rig.out(kMcr, 0x10);
   EXPECT_TRUE(rig.irq.is_high());
   EXPECT_EQ(rig.in(kIir), 0x00);
-  EXPECT_NE(rig.in(kMsr) & 0x0f, 0);
+  EXPECT_NE(rig.in(kMsr)&0x0f, 0);
   EXPECT_FALSE(rig.irq.is_high());
 }
 

@@ -24,8 +24,8 @@ inline Result<void> restore_bytes(base::Stateful& object, std::span<const u8> by
   return object.restore_state(*saved);
 }
 
-// `object` is in a state worth saving, `fresh` is another as just built, and `dirty` changes what it
-// is given in every way it can.
+// `object` is in a state worth saving, `fresh` is another as just built, and `dirty` changes what
+// it is given in every way it can.
 inline void check_stateful_contract(base::Stateful& object, base::Stateful& fresh,
                                     const std::function<void()>& dirty_object) {
   const std::unique_ptr<base::SavedState> first = object.save_state();
