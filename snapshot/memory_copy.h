@@ -25,8 +25,8 @@ enum class RamOrigin : u8 {
 // swap; all pages for RAM that began as a file, or when /proc/self/pagemap cannot be read.
 memory::PageSet populated_pages(memory::GuestMemory& memory, RamOrigin origin);
 
-// Where the copy will go. Preparing it before the pause saves the page faults inside it: on a loaded
-// host with fragmented memory they were 36 to 49 times the copy itself.
+// Where the copy will go. Preparing it before the pause saves the page faults inside it, which on a
+// loaded host cost many times the copy itself.
 class CopyBuffer final {
  public:
   // Room for all of RAM as address space; memory for `expected_pages` at once, the rest on demand.
