@@ -38,6 +38,8 @@ struct ConsoleHub::Impl : std::enable_shared_from_this<ConsoleHub::Impl> {
   base::Mutex mutex;
   std::vector<u8> ring GUARDED_BY(mutex);
   u64 ring_dropped GUARDED_BY(mutex) = 0;
+  // Lines for the log alone, by the place in `ring` in front of which they belong.
+  std::vector<std::pair<std::size_t, std::string>> marks GUARDED_BY(mutex);
   bool is_wake_pending GUARDED_BY(mutex) = false;
   base::EventFd wake;
   std::atomic<bool> wants_input_room{false};
@@ -45,6 +47,7 @@ struct ConsoleHub::Impl : std::enable_shared_from_this<ConsoleHub::Impl> {
 
   // The loop's.
   std::vector<u8> draining;
+  std::vector<std::pair<std::size_t, std::string>> draining_marks;
   base::Fd log;
   bool has_log_failed = false;
   std::shared_ptr<ConsoleReader> output;
@@ -98,12 +101,20 @@ void ConsoleHub::Impl::drain() {
     base::MutexLock lock(mutex);
     is_wake_pending = false;
     std::swap(ring, draining);
+    std::swap(marks, draining_marks);
   }
   // Before the log: a person or a pipe waits for these.
   if (output) output->send(draining);
   for (const auto& client : clients) client->send(draining);
-  write_log(draining);
+  std::size_t logged = 0;
+  for (const auto& [place, line] : draining_marks) {
+    write_log(std::span(draining).subspan(logged, place - logged));
+    write_log({reinterpret_cast<const u8*>(line.data()), line.size()});
+    logged = place;
+  }
+  write_log(std::span(draining).subspan(logged));
   draining.clear();
+  draining_marks.clear();
   std::erase_if(clients, [this](const auto& client) {
     if (client->is_closed()) dropped_of_gone_clients += client->dropped_bytes();
     return client->is_closed();
@@ -120,9 +131,14 @@ void ConsoleHub::Impl::write_log(std::span<const u8> bytes) {
 }
 
 void ConsoleHub::mark_log(std::string_view line) {
-  impl_->drain();
-  const std::string text = fmt::format("\r\n[{}]\r\n", line);
-  impl_->write_log({reinterpret_cast<const u8*>(text.data()), text.size()});
+  // Written with the next bytes: whoever marks a revert is being waited for.
+  bool must_wake = false;
+  {
+    base::MutexLock lock(impl_->mutex);
+    impl_->marks.emplace_back(impl_->ring.size(), fmt::format("\r\n{}\r\n", line));
+    must_wake = !std::exchange(impl_->is_wake_pending, true);
+  }
+  if (must_wake) impl_->wake.signal();
 }
 
 // --- to the guest ----------------------------------------------------------------------------

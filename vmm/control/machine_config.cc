@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "vmm/control/disk_argument.h"
+#include "blockdev/disk_spec.h"
 #include "vmm/control/json_reader.h"
 #include "vmm/control/size_text.h"
 
@@ -77,8 +77,8 @@ Result<void> MachineConfig::validate() const {
     return make_error(ErrorKind::usage, "{} disks are more than {}", disks.size(), kMaximumDisks);
   }
   for (const std::string& disk : disks) {
-    const DiskArgument argument = TRY(parse_disk_argument(disk));
-    TRY(check_path("disk", argument.file));
+    const blockdev::DiskSpec spec = TRY(blockdev::parse_disk_spec(disk));
+    TRY(check_path("disk", spec.path));
   }
   return {};
 }

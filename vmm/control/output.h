@@ -1,0 +1,36 @@
+// What verbs print: results on stdout, messages on stderr, and which exit status says what.
+
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "vmm/base/result.h"
+
+namespace control {
+
+enum class Output : u8 { text, json };
+
+inline constexpr int kExitDone = 0;
+inline constexpr int kExitFailed = 1;
+inline constexpr int kExitUsage = 2;
+inline constexpr int kExitInfrastructure = 125;
+
+// To stdout, at once. A reader that went away is nobody's error.
+void put(std::string_view text);
+void put_json(const nlohmann::json& value);
+
+// "error: ..." and "hint: ..." to stderr. Returns the exit status that goes with it.
+int report(const Error& error);
+void warn(std::string_view text);
+
+// Columns as wide as their widest cell; the first row is the heading.
+std::string table(const std::vector<std::vector<std::string>>& rows);
+
+// "850 us", "6.1 ms", "2.4 s"
+std::string human_duration(u64 us);
+
+}  // namespace control

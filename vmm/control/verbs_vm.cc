@@ -1,0 +1,156 @@
+#include <signal.h>
+
+#include <nlohmann/json.hpp>
+
+#include "snapshot/store.h"
+#include "vmm/control/live_vm.h"
+#include "vmm/control/size_text.h"
+#include "vmm/control/verbs.h"
+
+namespace control {
+namespace {
+
+using nlohmann::json;
+
+// A VM that hangs must not hang `ps`.
+constexpr u64 kGlanceMs = 1000;
+// After a kill, what is left is to unmap memory and close files.
+constexpr u64 kKillWaitMs = 10'000;
+
+std::string human_uptime(u64 ms) {
+  const u64 seconds = ms / 1000;
+  if (seconds < 60) return fmt::format("{}s", seconds);
+  if (seconds < 3600) return fmt::format("{}m{:02}s", seconds / 60, seconds % 60);
+  return fmt::format("{}h{:02}m", seconds / 3600, seconds / 60 % 60);
+}
+
+// What can be said of a VM whether it runs or not. Never fails: a damaged VM is listed too.
+json describe(const VmDirectory& directory) {
+  json vm = {{"name", directory.name},   {"state", "stopped"},      {"pid", nullptr},
+             {"current_snapshot", ""},   {"paused_because", ""},    {"uptime_ms", 0},
+             {"reverts", 0},             {"config", nullptr}};
+  if (const Result<MachineConfig> config = read_config(directory)) vm["config"] = config->to_json();
+  const Result<std::optional<u32>> owner = owner_of(directory);
+  if (!owner || !*owner) return vm;
+  vm["pid"] = **owner;
+  vm["state"] = "starting";
+  Result<ApiClient> client = ApiClient::connect(directory);
+  if (!client) return vm;
+  client->set_timeout_ms(kGlanceMs);
+  const Result<json> info = ask(*client, "GET", "/v1/vm");
+  if (info && info->is_object()) return *info;
+  vm["state"] = "unresponsive";
+  return vm;
+}
+
+std::vector<std::string> row_of(const json& vm) {
+  const json& config = vm["config"];
+  const bool is_live = !vm["pid"].is_null();
+  const std::string snapshot = vm.value("current_snapshot", "");
+  return {vm.value("name", ""),
+          vm.value("state", ""),
+          is_live ? std::to_string(vm["pid"].get<u64>()) : "-",
+          config.is_object() ? std::to_string(config.value("cpus", 0)) : "-",
+          config.is_object() ? format_size(config.value("memory_bytes", u64{0})) : "-",
+          snapshot.empty() ? "-" : snapshot,
+          is_live ? human_uptime(vm.value("uptime_ms", u64{0})) : "-",
+          vm.value("paused_because", "")};
+}
+
+Result<int> remove_one(const Home& home, const std::string& vm, Force force) {
+  VmDirectory directory = TRY(find_vm_directory(home, vm));
+  const std::optional<u32> owner = TRY(owner_of(directory));
+  if (owner && force == Force::yes) {
+    const int status = TRY(kill(vm));
+    if (status != kExitDone) return status;
+  }
+  TRY(lock_vm_directory(directory));
+  const auto store = TRY(snapshot::SnapshotStore::open(home.snapshots(), home.vms()));
+  TRY(store.remove_names(vm));
+  TRY(remove_vm_directory(directory));
+  return kExitDone;
+}
+
+}  // namespace
+
+Result<int> list_vms(Output output) {
+  const Home home = TRY(Home::from_environment());
+  json vms = json::array();
+  for (const std::string& name : TRY(list_vm_names(home))) {
+    const Result<VmDirectory> directory = find_vm_directory(home, name);
+    if (directory) vms.push_back(describe(*directory));  // else: removed meanwhile
+  }
+  if (output == Output::json) {
+    put_json(vms);
+    return kExitDone;
+  }
+  std::vector<std::vector<std::string>> rows = {
+      {"NAME", "STATE", "PID", "CPUS", "MEMORY", "SNAPSHOT", "UPTIME", ""}};
+  for (const json& vm : vms) rows.push_back(row_of(vm));
+  put(table(rows));
+  return kExitDone;
+}
+
+Result<int> inspect(const std::string& vm) {
+  const Home home = TRY(Home::from_environment());
+  const VmDirectory directory = TRY(find_vm_directory(home, vm));
+  json description = describe(directory);
+  description["directory"] = directory.path();
+  description["api_socket"] = directory.api_socket();
+  description["console_socket"] = directory.console_socket();
+  put(description.dump(2, ' ', false, json::error_handler_t::replace) + "\n");
+  return kExitDone;
+}
+
+Result<int> set_state(const std::string& vm, VmState state) {
+  return with_live_vm(vm, [&](ApiClient& client) -> Result<int> {
+    TRY(ask(client, "PUT", "/v1/vm/state", {{"state", name_of(state)}}));
+    return kExitDone;
+  });
+}
+
+Result<int> stop(const std::string& vm, u64 timeout_s) {
+  const Home home = TRY(Home::from_environment());
+  const VmDirectory directory = TRY(find_vm_directory(home, vm));
+  const Result<int> pressed = with_live_vm(vm, [](ApiClient& client) -> Result<int> {
+    TRY(ask(client, "POST", "/v1/power-button"));
+    return kExitDone;
+  });
+  if (!pressed || *pressed != kExitDone) return pressed;
+  if (TRY(wait_for_end(directory, timeout_s * 1000))) return kExitDone;
+  warn(fmt::format("VM \"{}\" did not power off within {} s of the power button; killed", vm,
+                   timeout_s));
+  return kill(vm);
+}
+
+Result<int> kill(const std::string& vm) {
+  const Home home = TRY(Home::from_environment());
+  const VmDirectory directory = TRY(find_vm_directory(home, vm));
+  Result<ApiClient> client = ApiClient::connect(directory);
+  const std::optional<u32> owner = TRY(owner_of(directory));
+  if (!client && !owner) return client.error();
+  if (client) {
+    client->set_timeout_ms(kGlanceMs);
+    const Result<std::string> asked = client->request("POST", "/v1/kill");
+    if (asked && TRY(wait_for_end(directory, kGlanceMs))) return kExitDone;
+  }
+  // It does not listen. The lock is held, so the pid is that of the VM.
+  const std::optional<u32> still = TRY(owner_of(directory));
+  if (still && *still != 0) ::kill(static_cast<pid_t>(*still), SIGKILL);
+  if (TRY(wait_for_end(directory, kKillWaitMs))) return kExitDone;
+  report(make_error(ErrorKind::failed, "process {} of VM \"{}\" does not end", still.value_or(0),
+                    vm));
+  return kExitInfrastructure;
+}
+
+Result<int> remove(const std::vector<std::string>& vms, Force force) {
+  const Home home = TRY(Home::from_environment());
+  int worst = kExitDone;
+  for (const std::string& vm : vms) {
+    const Result<int> status = remove_one(home, vm, force);
+    worst = std::max(worst, status ? *status : report(status.error()));
+  }
+  return worst;
+}
+
+}  // namespace control
