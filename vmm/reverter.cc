@@ -224,9 +224,10 @@ Result<void> Reverter::verify(const snapshot::SnapshotNode& node) {
     const base::Stateful& stateful = *machine_.statefuls()[i];
     const std::unique_ptr<base::SavedState> now = stateful.save_state();
     if (stateful.state_name() == machine_.processors().state_name()) {
-      TRY(kvm::compare_states(
-          TRY(base::decode_state<kvm::ProcessorsState>(stateful.encode(*node.states[i]))),
-          TRY(base::decode_state<kvm::ProcessorsState>(stateful.encode(*now)))));
+      const auto expected =
+          TRY(base::decode_state<kvm::ProcessorsState>(stateful.encode(*node.states[i])));
+      const auto found = TRY(base::decode_state<kvm::ProcessorsState>(stateful.encode(*now)));
+      TRY(kvm::compare_states(expected, found));
     } else if (stateful.encode(*now) != stateful.encode(*node.states[i])) {
       return make_error(ErrorKind::corrupt, "the state of {} differs after the revert",
                         stateful.state_name());
