@@ -31,6 +31,7 @@ Result<std::unique_ptr<Processors>> Processors::create(const Kvm& kvm, Vm& vm, u
                       vcpu_count, std::min(kvm.capabilities().maximum_vcpus, kMaximumVcpus));
   }
   std::unique_ptr<Processors> processors(new Processors(kvm, vm));
+  processors->xcr0_ = supported_xcr0(kvm.supported_cpuid());
   TRY(processors->add_vcpus(vcpu_count));
   TRY(processors->show_cpuid(processors->host_model()));
   return processors;
@@ -112,17 +113,18 @@ Result<void> Processors::validate(const ProcessorsState& state) const {
   if (state.cpuid.empty() || state.cpuid.size() > kMaximumCpuidEntries) {
     return make_error(ErrorKind::corrupt, "{} CPUID entries", state.cpuid.size());
   }
-  const std::vector<CpuidEntry> host = host_model();
-  TRY(check_cpuid_supported(state.cpuid, host));
-  if (any_vcpu_has_run() && state.cpuid != cpuid_) {
-    return make_error(ErrorKind::unsupported,
-                      "taken with another CPUID than the running machine shows");
+  // What the vCPUs show already, KVM has accepted; the path of a revert allocates nothing here.
+  if (state.cpuid != cpuid_) {
+    TRY(check_cpuid_supported(state.cpuid, host_model()));
+    if (any_vcpu_has_run()) {
+      return make_error(ErrorKind::unsupported,
+                        "taken with another CPUID than the running machine shows");
+    }
   }
   TRY(check_controllers(state));
   for (const std::unique_ptr<VcpuStateTransfer>& transfer : transfers_) {
     const u32 index = transfer->vcpu().index();
-    TRY_CONTEXT(transfer->validate(state.vcpus[index], supported_xcr0(host)),
-                fmt::format("vCPU {}", index));
+    TRY_CONTEXT(transfer->validate(state.vcpus[index], xcr0_), fmt::format("vCPU {}", index));
   }
   return {};
 }

@@ -100,6 +100,7 @@ class Processors final : public base::StatefulOf<ProcessorsState> {
   ClockPolicy clock_policy_ = ClockPolicy::realtime;
   bool tsc_can_be_set_ = false;
   u64 tsc_khz_ = 0;
+  u64 xcr0_ = 0;  // the state components that this host supports
 };
 
 }  // namespace kvm
