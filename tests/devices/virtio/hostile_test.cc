@@ -86,19 +86,32 @@ TEST(HostileDriver, RacingDriverChangesOnlyItsOwnMemory) {
   EXPECT_GT(rounds, 0);
 }
 
+// A line that takes its time while it is high, so that a second pulse can fall into the first.
+class SlowLine final : public IrqLine {
+ public:
+  void set(IrqLevel level) override {
+    const bool high = level == IrqLevel::high;
+    if (high_.exchange(high) && high) ++lost_edges;
+    if (high) std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+  std::atomic<int> lost_edges{0};
+
+ private:
+  std::atomic<bool> high_{false};
+};
+
 // Two queues complete at the same moment: each must make an edge of its own, or the second is lost
 // behind the guest's acknowledgement of the first.
 TEST(HostileDriver, TwoQueuesAtOnceMakeTwoEdges) {
-  test::FakeIrqLine irq;
+  SlowLine irq;
   DeviceStatus status("test", irq);
-  constexpr unsigned kRounds = 20000;
   const auto raise = [&] {
-    for (unsigned i = 0; i < kRounds; ++i) status.interrupt(kUsedBuffer);
+    for (int i = 0; i < 200; ++i) status.interrupt(kUsedBuffer);
   };
   std::thread one(raise), other(raise);
   one.join();
   other.join();
-  EXPECT_EQ(irq.edges(), 2 * kRounds);
+  EXPECT_EQ(irq.lost_edges, 0);
 }
 
 }  // namespace
