@@ -148,7 +148,8 @@ void guest_start(void) {
   calibrate();
   handle_interrupt(LAPIC_VECTOR, lapic_ticked);
   handle_interrupt(PIT_VECTOR, pit_ticked);
-  // KVM's PIT drives pin 2 of the IOAPIC, as a PC's interrupt source override says.
+  // The PIT drives pin 0 of the IOAPIC (KVM's own routing), or 2 as on a PC (QEMU's).
+  ioapic_route(0, PIT_VECTOR, TRIGGER_EDGE);
   ioapic_route(2, PIT_VECTOR, TRIGGER_EDGE);
   pit_start(HERTZ);
   set_mode(LAPIC_TIMER_PERIODIC);
