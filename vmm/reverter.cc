@@ -128,7 +128,6 @@ tl::expected<control::RevertResult, RevertFailure> Reverter::revert(
     return tl::unexpected(RevertFailure{std::move(error), true});
   };
   if (Result<void> learnt = learn_host(); !learnt) return refused(learnt.error());
-  if (Result<void> valid = validate(target); !valid) return refused(valid.error());
 
   control::RevertResult result;
   result.snapshot = target.name;

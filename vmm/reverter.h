@@ -3,8 +3,8 @@
 // The order: stop everything; find what was written since (KVM's log, ours, and the edges of the
 // tree on the way); copy those pages back; make KVM forget translations of what they held before;
 // put each disk back on its layers; processors, then devices; go on. Everything that can be refused
-// is refused before the machine is touched; what fails after that leaves the machine halted, never
-// half-restored.
+// is refused before the machine is touched (a snapshot from the store when it is adopted); what fails
+// after that leaves the machine halted, never half-restored.
 //
 // Thread: the control thread. Nothing on this path is proportional to memory but the scan of one
 // bit for each page.
