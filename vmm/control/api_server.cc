@@ -161,14 +161,13 @@ Result<std::string> ApiServer::Impl::call(const SessionPointer& session,
     return std::string(kLater);
   }
   constexpr std::pair<std::string_view, std::string_view> kRoutes[] = {
-      {"GET", "/v1/vm"},        {"PUT", "/v1/vm/state"},    {"POST", "/v1/power-button"},
-      {"POST", "/v1/kill"},     {"POST", "/v1/snapshots"},  {"POST", "/v1/revert"},
+      {"GET", "/v1/vm"},    {"PUT", "/v1/vm/state"},   {"POST", "/v1/power-button"},
+      {"POST", "/v1/kill"}, {"POST", "/v1/snapshots"}, {"POST", "/v1/revert"},
   };
   for (const auto& [method, target] : kRoutes) {
     if (request.target != target) continue;
-    session->answer(405, dump(error_to_json(make_error(
-                             ErrorKind::usage, "{} takes {}, not {}", target, method,
-                             request.method))));
+    session->answer(405, dump(error_to_json(make_error(ErrorKind::usage, "{} takes {}, not {}",
+                                                       target, method, request.method))));
     return std::string(kLater);
   }
   return make_error(ErrorKind::not_found, "there is no {} here", request.target)

@@ -1,6 +1,7 @@
 // ApiServer: HTTP/1.1 with JSON bodies on the VM's unix socket.
 //
-//   GET  /v1/vm            -> {"name","state","pid","paused_because","current_snapshot","uptime_ms",
+//   GET  /v1/vm            ->
+//   {"name","state","pid","paused_because","current_snapshot","uptime_ms",
 //                              "reverts","config"}
 //   PUT  /v1/vm/state      {"state":"running"|"paused"}                 -> {"state"}
 //   POST /v1/power-button  {}                                           -> {}

@@ -51,7 +51,9 @@ ApiSession::~ApiSession() {
   if (fd_) loop_.unwatch(fd_.get());
 }
 
-void ApiSession::start() { watch(); }
+void ApiSession::start() {
+  watch();
+}
 
 void ApiSession::watch() {
   if (is_watching_ || !fd_) return;
@@ -112,7 +114,8 @@ void ApiSession::take_bytes(std::string_view bytes) {
 void ApiSession::refuse(int status, std::string_view message) {
   keep_alive_ = false;
   owes_answer_ = true;
-  answer(status, fmt::format(R"({{"error":{{"kind":"usage","message":"{}","hint":""}}}})", message));
+  answer(status,
+         fmt::format(R"({{"error":{{"kind":"usage","message":"{}","hint":""}}}})", message));
 }
 
 void ApiSession::answer(int status, std::string_view json_body) {

@@ -47,7 +47,8 @@ struct Invocation {
 };
 
 void add_json(CLI::App& verb, Invocation& call) {
-  verb.add_flag_callback("--json", [&call] { call.output = Output::json; }, "print JSON");
+  verb.add_flag_callback(
+      "--json", [&call] { call.output = Output::json; }, "print JSON");
 }
 
 CLI::App& add_vm_verb(CLI::App& app, Invocation& call, const char* name, const char* text,
@@ -236,7 +237,8 @@ void add_revert(CLI::App& app, Invocation& call) {
 void add_doctor(CLI::App& app, Invocation& call) {
   CLI::App& verb = *app.add_subcommand("doctor", "tell whether this host can run VMs");
   add_json(verb, call);
-  verb.final_callback([&call] { call.work = [&call] { return doctor(call.launcher, call.output); }; });
+  verb.final_callback(
+      [&call] { call.work = [&call] { return doctor(call.launcher, call.output); }; });
 }
 
 Result<int> print_version(Output output) {
@@ -278,22 +280,28 @@ void add_verbs(CLI::App& app, Invocation& call, std::string_view word) {
   for (const Verb& verb : kVerbs) verb.add(app, call);
 }
 
+bool is_verb(std::string_view word) {
+  return std::any_of(std::begin(kVerbs), std::end(kVerbs),
+                     [&](const Verb& verb) { return verb.name == word; });
+}
+
 // The library's messages, in our form.
 int report_usage(const CLI::App& app, const CLI::ParseError& error, std::string_view word) {
   std::string message = error.what();
-  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
+  std::string hint = "quicksave --help";
+  if (is_verb(word)) {
+    hint = fmt::format("quicksave {} --help", word);
     const std::vector<std::string> extras = app.remaining(true);
-    const std::string first = extras.empty() ? std::string(word) : extras.front();
-    const bool is_option = first.starts_with('-');
-    message = fmt::format("unknown {} \"{}\"", is_option ? "option" : "word", first);
-    if (first == word) message = fmt::format("unknown verb \"{}\"", word);
+    if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr && !extras.empty()) {
+      const std::string& first = extras.front();
+      message = fmt::format("unknown {} \"{}\"", first.starts_with('-') ? "option" : "word", first);
+    }
+  } else if (word.empty()) {
+    message = "no verb is given";
+  } else {
+    message = fmt::format("unknown {} \"{}\"", word.starts_with('-') ? "option" : "verb", word);
   }
-  if (word.empty()) message = "no verb is given";
-  const bool is_verb = std::any_of(std::begin(kVerbs), std::end(kVerbs),
-                                   [&](const Verb& verb) { return verb.name == word; });
-  return report(make_error(ErrorKind::usage, "{}", message)
-                    .with_hint(is_verb ? fmt::format("quicksave {} --help", word)
-                                       : std::string("quicksave --help")));
+  return report(make_error(ErrorKind::usage, "{}", message).with_hint(hint));
 }
 
 // A file opened as descriptor 0, 1 or 2 would be taken for a standard stream.
@@ -301,7 +309,8 @@ void fill_standard_streams() {
   for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; ++fd) {
     if (::fcntl(fd, F_GETFD) >= 0) continue;
     // The lowest free number is the one that is missing. If even this fails, so will all else.
-    [[maybe_unused]] const int filled = ::open("/dev/null", fd == STDIN_FILENO ? O_RDONLY : O_WRONLY);
+    [[maybe_unused]] const int filled =
+        ::open("/dev/null", fd == STDIN_FILENO ? O_RDONLY : O_WRONLY);
   }
 }
 

@@ -3,9 +3,9 @@
 //   vCPU threads --write()--> ring --loop--> console.log, stdout (foreground), console.sock clients
 //   stdin, console.sock clients --loop--> input callback (the serial device's receive FIFO)
 //
-// A reader that does not read never stops the guest: the ring and each reader's backlog are bounded,
-// and what does not fit is dropped and counted; a reader that catches up is told how much it missed.
-// Input is never dropped: while the device is full, nothing more is read from anybody.
+// A reader that does not read never stops the guest: the ring and each reader's backlog are
+// bounded, and what does not fit is dropped and counted; a reader that catches up is told how much
+// it missed. Input is never dropped: while the device is full, nothing more is read from anybody.
 //
 // Invariant: bytes reach every sink in the order in which write() took them.
 // Thread: write() and input_room() from any thread; the rest from the loop's.

@@ -11,7 +11,9 @@
 
 namespace control {
 
-ConsoleReader::~ConsoleReader() { close(); }
+ConsoleReader::~ConsoleReader() {
+  close();
+}
 
 void ConsoleReader::close() {
   if (!fd_) return;
@@ -57,7 +59,8 @@ void ConsoleReader::tell_what_was_missed() {
   const u64 missed = backlog_.dropped_bytes() - told_bytes_;
   if (missed == 0) return;
   told_bytes_ = backlog_.dropped_bytes();
-  const std::string line = fmt::format("\r\n[{} bytes of output were not read in time]\r\n", missed);
+  const std::string line =
+      fmt::format("\r\n[{} bytes of output were not read in time]\r\n", missed);
   backlog_.append({reinterpret_cast<const u8*>(line.data()), line.size()});
 }
 

@@ -42,13 +42,14 @@ DoctorLine kvm_line() {
   }
   struct stat status {};
   ::stat("/dev/kvm", &status);
-  return {"/dev/kvm", Health::bad,
-          fmt::format("permission denied: you are uid {}, the device belongs to uid {} gid {}, mode "
-                      "{:o}",
-                      ::geteuid(), status.st_uid, status.st_gid, status.st_mode & 0777),
-          "sudo usermod -aG kvm $USER and log in again; in CI: echo 'KERNEL==\"kvm\", "
-          "MODE=\"0666\"' | sudo tee /etc/udev/rules.d/99-kvm.rules; sudo udevadm control "
-          "--reload; sudo udevadm trigger --name-match=kvm"};
+  return {
+      "/dev/kvm", Health::bad,
+      fmt::format("permission denied: you are uid {}, the device belongs to uid {} gid {}, mode "
+                  "{:o}",
+                  ::geteuid(), status.st_uid, status.st_gid, status.st_mode & 0777),
+      "sudo usermod -aG kvm $USER and log in again; in CI: echo 'KERNEL==\"kvm\", "
+      "MODE=\"0666\"' | sudo tee /etc/udev/rules.d/99-kvm.rules; sudo udevadm control "
+      "--reload; sudo udevadm trigger --name-match=kvm"};
 }
 
 DoctorLine io_uring_line() {
@@ -106,9 +107,9 @@ std::string_view word_of(Health health) {
 Result<int> doctor(Launcher& launcher, Output output) {
   std::vector<DoctorLine> lines = {kernel_line(), kvm_line(), io_uring_line(), memlock_line()};
   const Result<Home> home = Home::from_environment();
-  lines.push_back(home ? home_line(*home)
-                       : DoctorLine{"home", Health::bad, home.error().message(),
-                                    home.error().hint()});
+  lines.push_back(
+      home ? home_line(*home)
+           : DoctorLine{"home", Health::bad, home.error().message(), home.error().hint()});
   if (lines[1].health == Health::good) {
     for (DoctorLine& line : launcher.host_report()) lines.push_back(std::move(line));
   }

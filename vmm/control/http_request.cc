@@ -49,13 +49,16 @@ HttpRequestReader::Status HttpRequestReader::take(std::string_view input, u64& u
   return Status::more;
 }
 
-bool HttpRequestReader::is_inside_request() const { return inside_; }
+bool HttpRequestReader::is_inside_request() const {
+  return inside_;
+}
 
 bool HttpRequestReader::wants_continue() {
-  if (continue_sent_ || !parser_->beast->is_header_done() || parser_->beast->is_done()) return false;
+  if (continue_sent_ || !parser_->beast->is_header_done() || parser_->beast->is_done())
+    return false;
   const auto& message = parser_->beast->get();
-  continue_sent_ =
-      boost::beast::iequals(message[http::field::expect], boost::beast::string_view("100-continue"));
+  continue_sent_ = boost::beast::iequals(message[http::field::expect],
+                                         boost::beast::string_view("100-continue"));
   return continue_sent_;
 }
 

@@ -39,8 +39,8 @@ Result<void> check_readable(std::string_view what, const std::string& path, File
   struct stat status {};
   // Looked at before it is opened: opening a FIFO waits, opening a device acts.
   if (::stat(path.c_str(), &status) != 0) return errno_error("{}", context);
-  const bool good = S_ISREG(status.st_mode) ||
-                    (S_ISBLK(status.st_mode) && kinds == FileKinds::regular_or_block);
+  const bool good =
+      S_ISREG(status.st_mode) || (S_ISBLK(status.st_mode) && kinds == FileKinds::regular_or_block);
   if (!good) return make_error(ErrorKind::unsupported, "{} is not a file", context);
   if (::access(path.c_str(), R_OK) != 0) {
     return errno_error("{}", context).with_hint("make it readable for this user");
@@ -67,8 +67,7 @@ Result<MachineConfig> config_of(const RunOptions& options) {
   MachineConfig config;
   config.memory_bytes = TRY(parse_size("--memory", options.memory, base::kMiB));
   config.cpus = options.cpus;
-  config.append =
-      options.append_only ? *options.append_only : kernel_command_line(options.append);
+  config.append = options.append_only ? *options.append_only : kernel_command_line(options.append);
   config.on_enospc = TRY(parse_no_space_policy(options.on_enospc));
   config.kernel = TRY(absolute(options.kernel));
   TRY(check_readable("kernel", config.kernel, FileKinds::regular));
@@ -84,8 +83,7 @@ Result<MachineConfig> config_of(const RunOptions& options) {
 // Points the child's standard streams away from the parent's terminal and pipes.
 Result<void> leave_terminal(const VmDirectory& directory) {
   const base::Fd null = TRY(base::open_file("/dev/null", O_RDWR));
-  const base::Fd log =
-      TRY(base::open_file(directory.vmm_log(), O_WRONLY | O_CREAT | O_APPEND));
+  const base::Fd log = TRY(base::open_file(directory.vmm_log(), O_WRONLY | O_CREAT | O_APPEND));
   if (::setsid() < 0 || ::dup2(null.get(), STDIN_FILENO) < 0 ||
       ::dup2(null.get(), STDOUT_FILENO) < 0 || ::dup2(log.get(), STDERR_FILENO) < 0) {
     return errno_error("detach from the terminal");
@@ -147,8 +145,9 @@ Result<int> launch_detached(LaunchRequest request, Launcher& launcher) {
   if (outcome == StartOutcome::refused) {
     base::log_line(base::LogLevel::info, message.substr(0, message.find_last_not_of('\n') + 1));
   } else {
-    report(make_error(ErrorKind::failed, "the process of VM \"{}\" ended before the guest ran", name)
-               .with_hint(last_words(*find_vm_directory(home, name))));
+    report(
+        make_error(ErrorKind::failed, "the process of VM \"{}\" ended before the guest ran", name)
+            .with_hint(last_words(*find_vm_directory(home, name))));
   }
   remove_after_failure(home, name);
   const bool has_status = outcome == StartOutcome::refused && WIFEXITED(status);
@@ -167,9 +166,9 @@ Result<int> launch_here(LaunchRequest request, Keep keep, Launcher& launcher) {
   if (!directory) return status;
   // A named VM whose guest never said a word was refused: there is nothing to keep.
   struct stat console {};
-  const bool is_unused = status != kExitDone && (::stat(directory->console_log().c_str(),
-                                                        &console) != 0 ||
-                                                 console.st_size == 0);
+  const bool is_unused =
+      status != kExitDone &&
+      (::stat(directory->console_log().c_str(), &console) != 0 || console.st_size == 0);
   if (has_snapshots(*directory) || (keep == Keep::always && !is_unused)) return status;
   TRY(lock_vm_directory(*directory));
   TRY(remove_vm_directory(*directory));

@@ -21,26 +21,27 @@
 namespace control {
 
 enum class ConsoleTarget : u8 {
-  none,     // detached: log and console socket only
-  stdio,    // foreground: the guest's console on stdin and stdout too
+  none,   // detached: log and console socket only
+  stdio,  // foreground: the guest's console on stdin and stdout too
 };
 
 struct LaunchRequest {
-  VmDirectory directory;      // exists, locked by this process
+  VmDirectory directory;  // exists, locked by this process
   ConsoleTarget console = ConsoleTarget::none;
-  // Written to once the vCPUs run: one byte 0; or the text of an error. Closed afterwards. Absent in
-  // the foreground.
+  // Written to once the vCPUs run: one byte 0; or the text of an error. Closed afterwards. Absent
+  // in the foreground.
   std::optional<base::Fd> ready_pipe;
 
   // Exactly one of the two ways to begin:
   std::optional<MachineConfig> boot;
-  std::optional<std::string> restore_uuid;  // a snapshot in the store, locked shared by this process
+  std::optional<std::string>
+      restore_uuid;  // a snapshot in the store, locked shared by this process
   ClockPolicy clock = ClockPolicy::realtime;
-  Verify verify = Verify::no;               // restore: check every byte of memory first
+  Verify verify = Verify::no;  // restore: check every byte of memory first
 };
 
-// Tells the parent of a detached VM how the start went, and closes the pipe. Nothing happens without
-// a pipe.
+// Tells the parent of a detached VM how the start went, and closes the pipe. Nothing happens
+// without a pipe.
 void report_ready(std::optional<base::Fd>& pipe);
 void report_failure(std::optional<base::Fd>& pipe, const Error& error);
 
@@ -51,7 +52,7 @@ void end_on_signals(Loop& loop, std::function<void(int signal)> end);
 // One line of `doctor`.
 enum class Health : u8 { good, odd, bad };  // bad: VMs cannot run here
 struct DoctorLine {
-  std::string what;    // "KVM"
+  std::string what;  // "KVM"
   Health health = Health::good;
   std::string detail;  // "kvm_pvm, API 12"
   std::string remedy;  // empty if none is needed

@@ -1,10 +1,10 @@
 #include "vmm/control/loop.h"
 
+#include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <boost/asio/executor_work_guard.hpp>
 #include <unordered_map>
 #include <utility>
 
@@ -83,7 +83,9 @@ struct Loop::Impl {
 Loop::Loop() : impl_(std::make_unique<Impl>()) {}
 Loop::~Loop() = default;
 
-void Loop::post(std::function<void()> work) { asio::post(impl_->context, std::move(work)); }
+void Loop::post(std::function<void()> work) {
+  asio::post(impl_->context, std::move(work));
+}
 
 void Loop::watch_readable(int fd, std::function<bool()> ready) {
   const std::shared_ptr<Watch> watch = impl_->watch(fd);
@@ -99,7 +101,9 @@ void Loop::watch_writable(int fd, std::function<bool()> ready) {
   if (!waiting) impl_->wait(fd, watch, asio::posix::stream_descriptor::wait_write);
 }
 
-void Loop::unwatch(int fd) { impl_->drop(fd); }
+void Loop::unwatch(int fd) {
+  impl_->drop(fd);
+}
 
 void Loop::call_after_ms(u64 delay_ms, std::function<void()> work) {
   auto timer = std::make_shared<asio::steady_timer>(impl_->context);
@@ -109,8 +113,12 @@ void Loop::call_after_ms(u64 delay_ms, std::function<void()> work) {
   });
 }
 
-void Loop::run() { impl_->context.run(); }
+void Loop::run() {
+  impl_->context.run();
+}
 
-void Loop::stop() { impl_->context.stop(); }
+void Loop::stop() {
+  impl_->context.stop();
+}
 
 }  // namespace control

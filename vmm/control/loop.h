@@ -30,7 +30,7 @@ class Loop final {
   void unwatch(int fd);
   void call_after_ms(u64 delay_ms, std::function<void()> work);
 
-  void run();   // until stop()
+  void run();  // until stop()
   void stop();
 
   struct Impl;  // Boost.Asio, kept out of the headers: it costs every file seconds

@@ -84,12 +84,8 @@ Result<void> MachineConfig::validate() const {
 }
 
 json MachineConfig::to_json() const {
-  json value = {{"kernel", kernel},
-                {"append", append},
-                {"memory_bytes", memory_bytes},
-                {"cpus", cpus},
-                {"disks", disks},
-                {"on_enospc", name_of(on_enospc)}};
+  json value = {{"kernel", kernel}, {"append", append}, {"memory_bytes", memory_bytes},
+                {"cpus", cpus},     {"disks", disks},   {"on_enospc", name_of(on_enospc)}};
   if (initrd) value["initrd"] = *initrd;
   return value;
 }

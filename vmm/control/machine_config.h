@@ -1,7 +1,7 @@
 // MachineConfig: what a user asks for with `run`, and what a snapshot remembers of it.
 //
-// Its JSON form stands in the VM's directory, in `inspect` and in every manifest. Unknown keys, wrong
-// types and values outside the limits are refused with the key's name.
+// Its JSON form stands in the VM's directory, in `inspect` and in every manifest. Unknown keys,
+// wrong types and values outside the limits are refused with the key's name.
 
 #pragma once
 
@@ -34,12 +34,12 @@ Result<ClockPolicy> parse_clock_policy(std::string_view text);
 Result<NoSpacePolicy> parse_no_space_policy(std::string_view text);
 
 struct MachineConfig {
-  std::string kernel;                  // absolute paths
+  std::string kernel;  // absolute paths
   std::optional<std::string> initrd;
-  std::string append;                  // the whole kernel command line
+  std::string append;  // the whole kernel command line
   u64 memory_bytes = 512 * base::kMiB;
   u32 cpus = 1;
-  std::vector<std::string> disks;      // --disk arguments, with absolute file names
+  std::vector<std::string> disks;  // --disk arguments, with absolute file names
   NoSpacePolicy on_enospc = NoSpacePolicy::pause;
 
   Result<void> validate() const;

@@ -19,7 +19,9 @@ void write_to(int fd, std::string_view text) {
 
 }  // namespace
 
-void put(std::string_view text) { write_to(STDOUT_FILENO, text); }
+void put(std::string_view text) {
+  write_to(STDOUT_FILENO, text);
+}
 
 void put_json(const nlohmann::json& value) {
   put(value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
@@ -32,7 +34,9 @@ int report(const Error& error) {
   return error.kind() == ErrorKind::usage ? kExitUsage : kExitFailed;
 }
 
-void warn(std::string_view text) { write_to(STDERR_FILENO, fmt::format("warning: {}\n", text)); }
+void warn(std::string_view text) {
+  write_to(STDERR_FILENO, fmt::format("warning: {}\n", text));
+}
 
 std::string table(const std::vector<std::vector<std::string>>& rows) {
   std::vector<std::size_t> widths;

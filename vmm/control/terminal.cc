@@ -15,8 +15,8 @@ termios g_before;
 std::atomic<bool> g_is_raw{false};
 
 // The signals that end a process, by mistake or on purpose, and leave its terminal behind.
-constexpr int kFatalSignals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGSYS, SIGQUIT, SIGTERM,
-                                 SIGHUP,  SIGINT};
+constexpr int kFatalSignals[] = {SIGSEGV, SIGBUS,  SIGILL,  SIGFPE, SIGABRT,
+                                 SIGSYS,  SIGQUIT, SIGTERM, SIGHUP, SIGINT};
 
 // tcsetattr is async-signal-safe (signal-safety(7)). TCSANOW: a terminal that takes no output must
 // not keep a dying process.
@@ -55,6 +55,8 @@ std::unique_ptr<RawTerminal> RawTerminal::begin() {
   return std::unique_ptr<RawTerminal>(new RawTerminal);
 }
 
-RawTerminal::~RawTerminal() { put_back(); }
+RawTerminal::~RawTerminal() {
+  put_back();
+}
 
 }  // namespace control

@@ -15,7 +15,8 @@ Result<base::Fd> listen_unix(const std::string& path);
 
 Result<base::Fd> connect_unix(const std::string& path);
 
-// The next client, non-blocking; an empty Fd if none waits. Clients of another user are turned away.
+// The next client, non-blocking; an empty Fd if none waits. Clients of another user are turned
+// away.
 Result<base::Fd> accept_unix(const base::Fd& listener);
 
 }  // namespace control

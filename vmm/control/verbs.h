@@ -18,12 +18,12 @@ enum class Detach : u8 { no, yes };
 struct RunOptions {
   std::string kernel;
   std::optional<std::string> initrd;
-  std::string append;                     // added to the default line
-  std::optional<std::string> append_only; // replaces it
+  std::string append;                      // added to the default line
+  std::optional<std::string> append_only;  // replaces it
   std::vector<std::string> disks;
   std::string memory = "512M";
   u32 cpus = 1;
-  std::string name;                       // empty: generated
+  std::string name;  // empty: generated
   Detach detach = Detach::no;
   std::string on_enospc = "pause";
 };

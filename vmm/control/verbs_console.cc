@@ -77,8 +77,7 @@ Result<int> logs(const std::string& vm, Follow follow, LogKind kind) {
   constexpr u64 kLookAgainMs = 100;
   const Home home = TRY(Home::from_environment());
   const VmDirectory directory = TRY(find_vm_directory(home, vm));
-  const std::string path =
-      kind == LogKind::console ? directory.console_log() : directory.vmm_log();
+  const std::string path = kind == LogKind::console ? directory.console_log() : directory.vmm_log();
   Result<base::Fd> file = base::open_file(path, O_RDONLY);
   if (!file && file.error().kind() == ErrorKind::not_found) return kExitDone;  // nothing said yet
   if (!file) return file.error();

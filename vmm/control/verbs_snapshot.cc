@@ -29,7 +29,8 @@ u64 memory_bytes(const Manifest& manifest) {
 u64 disk_bytes(const Manifest& manifest) {
   u64 sum = 0;
   for (const auto& disk : manifest.disks) {
-    for (const auto& layer : disk.layers) sum += layer.owner == manifest.uuid ? layer.size_bytes : 0;
+    for (const auto& layer : disk.layers)
+      sum += layer.owner == manifest.uuid ? layer.size_bytes : 0;
   }
   return sum;
 }
@@ -148,12 +149,13 @@ std::string list_as_table(const json& entries) {
       {"VM", "NAME", "", "PARENT", "CREATED", "MEMORY", "DISK", "DESCRIPTION"}};
   for (const json& entry : entries) {
     const json& parent = entry["parent"];
-    rows.push_back({entry["vm"].get<std::string>(), entry["name"].get<std::string>(),
-                    entry.value("current", false) ? "*" : "",
-                    parent.is_string() ? parent.get<std::string>() : "-",
-                    human_time(entry["created"]), human_size(entry.value("memory_bytes", u64{0})),
-                    human_size(entry.value("disk_bytes", u64{0})),
-                    entry["damage"].is_string() ? label_of(entry) : entry.value("description", "")});
+    rows.push_back(
+        {entry["vm"].get<std::string>(), entry["name"].get<std::string>(),
+         entry.value("current", false) ? "*" : "",
+         parent.is_string() ? parent.get<std::string>() : "-", human_time(entry["created"]),
+         human_size(entry.value("memory_bytes", u64{0})),
+         human_size(entry.value("disk_bytes", u64{0})),
+         entry["damage"].is_string() ? label_of(entry) : entry.value("description", "")});
   }
   return table(rows);
 }
@@ -175,18 +177,18 @@ Result<SnapshotReference> parse_snapshot_reference(const std::string& text) {
 Result<int> snapshot_create(const SnapshotCreateOptions& options, Output output) {
   if (!options.name.empty()) TRY(check_name("snapshot", options.name));
   return with_live_vm(options.vm, [&](ApiClient& client) -> Result<int> {
-    const json made = TRY(ask(client, "POST", "/v1/snapshots",
-                              {{"name", options.name},
-                               {"description", options.description},
-                               {"wait", options.wait}}));
+    const json made = TRY(ask(
+        client, "POST", "/v1/snapshots",
+        {{"name", options.name}, {"description", options.description}, {"wait", options.wait}}));
     if (output == Output::json) {
       put_json(made);
       return kExitDone;
     }
     const std::string stored =
-        options.wait ? fmt::format("memory {}  disk {}", human_size(made.value("memory_bytes", u64{0})),
-                                   human_size(made.value("disk_bytes", u64{0})))
-                     : "being written";
+        options.wait
+            ? fmt::format("memory {}  disk {}", human_size(made.value("memory_bytes", u64{0})),
+                          human_size(made.value("disk_bytes", u64{0})))
+            : "being written";
     put(fmt::format("{}  {}  guest paused {}\n", made.value("name", ""), stored,
                     human_duration(made.value("pause_us", u64{0}))));
     return kExitDone;
@@ -240,8 +242,11 @@ Result<int> snapshot_check(const std::string& snapshot, Output output) {
   TRY_CONTEXT(store.check(object), context);
   const u64 checked = memory_bytes(object.manifest());
   if (output == Output::json) {
-    put_json({{"snapshot", snapshot}, {"uuid", uuid.to_string()}, {"ok", true},
-              {"memory_bytes", checked}, {"disk_bytes", disk_bytes(object.manifest())}});
+    put_json({{"snapshot", snapshot},
+              {"uuid", uuid.to_string()},
+              {"ok", true},
+              {"memory_bytes", checked},
+              {"disk_bytes", disk_bytes(object.manifest())}});
   } else {
     put(fmt::format("{}  ok  {} of memory read\n", snapshot, human_size(checked)));
   }

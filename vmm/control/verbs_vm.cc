@@ -26,9 +26,9 @@ std::string human_uptime(u64 ms) {
 
 // What can be said of a VM whether it runs or not. Never fails: a damaged VM is listed too.
 json describe(const VmDirectory& directory) {
-  json vm = {{"name", directory.name},   {"state", "stopped"},      {"pid", nullptr},
-             {"current_snapshot", ""},   {"paused_because", ""},    {"uptime_ms", 0},
-             {"reverts", 0},             {"config", nullptr}};
+  json vm = {{"name", directory.name}, {"state", "stopped"},   {"pid", nullptr},
+             {"current_snapshot", ""}, {"paused_because", ""}, {"uptime_ms", 0},
+             {"reverts", 0},           {"config", nullptr}};
   if (const Result<MachineConfig> config = read_config(directory)) vm["config"] = config->to_json();
   const Result<std::optional<u32>> owner = owner_of(directory);
   if (!owner || !*owner) return vm;
@@ -138,8 +138,8 @@ Result<int> kill(const std::string& vm) {
   const std::optional<u32> still = TRY(owner_of(directory));
   if (still && *still != 0) ::kill(static_cast<pid_t>(*still), SIGKILL);
   if (TRY(wait_for_end(directory, kKillWaitMs))) return kExitDone;
-  report(make_error(ErrorKind::failed, "process {} of VM \"{}\" does not end", still.value_or(0),
-                    vm));
+  report(
+      make_error(ErrorKind::failed, "process {} of VM \"{}\" does not end", still.value_or(0), vm));
   return kExitInfrastructure;
 }
 

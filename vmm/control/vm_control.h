@@ -1,5 +1,5 @@
-// VmControl: what can be asked of a live VM. The machine implements it, the API server calls it; the
-// results are the JSON objects that scripts see.
+// VmControl: what can be asked of a live VM. The machine implements it, the API server calls it;
+// the results are the JSON objects that scripts see.
 //
 // Thread: the control thread only. Nothing here blocks for longer than the pause of a snapshot or
 // revert; what takes longer calls back.
@@ -24,15 +24,15 @@ std::string_view name_of(VmState state);
 struct VmInfo {
   std::string name;
   VmState state = VmState::created;
-  std::string paused_because;   // empty unless the machine paused itself: "no space left ..."
-  std::string current_snapshot; // the one the running state descends from; empty if none
+  std::string paused_because;    // empty unless the machine paused itself: "no space left ..."
+  std::string current_snapshot;  // the one the running state descends from; empty if none
   u64 uptime_ms = 0;
   u64 revert_count = 0;
   MachineConfig config;
 };
 
 struct SnapshotRequest {
-  std::string name;        // empty: "s1", "s2", ...
+  std::string name;  // empty: "s1", "s2", ...
   std::string description;
 };
 
@@ -57,7 +57,7 @@ struct RevertResult {
   std::string snapshot;
   u64 total_us = 0;
   u64 dirty_pages = 0;
-  u64 clusters = 0;  // 4 KiB blocks of disk dropped, all disks
+  u64 clusters = 0;                                    // 4 KiB blocks of disk dropped, all disks
   std::vector<std::pair<std::string, u64>> phases_us;  // in order of execution
 };
 
@@ -73,9 +73,9 @@ class VmControl {
   // Ends the VM now; the process exits soon after.
   virtual void kill() = 0;
 
-  // `paused_done`, if given, is called when the guest goes on and an in-place revert to the snapshot
-  // works; `durable` when it is on disk and listed, or with the error that kept it from being made.
-  // If the request is refused, only `durable` is called.
+  // `paused_done`, if given, is called when the guest goes on and an in-place revert to the
+  // snapshot works; `durable` when it is on disk and listed, or with the error that kept it from
+  // being made. If the request is refused, only `durable` is called.
   virtual void create_snapshot(const SnapshotRequest& request,
                                std::function<void(const SnapshotResult&)> paused_done,
                                std::function<void(Result<SnapshotResult>)> durable) = 0;

@@ -99,8 +99,8 @@ Result<Home> Home::from_environment() {
 
 Result<void> check_name(std::string_view what, std::string_view name) {
   const auto allowed = [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-           c == '.' || c == '_' || c == '-';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+           c == '_' || c == '-';
   };
   if (!name.empty() && name.size() <= kMaximumNameBytes && name[0] != '.' && name[0] != '-' &&
       std::all_of(name.begin(), name.end(), allowed)) {
@@ -133,7 +133,8 @@ Result<VmDirectory> create_vm_directory(const Home& home, std::string_view name)
   if (::mkdir(directory.path().c_str(), 0700) != 0) {
     if (errno != EEXIST) return errno_error("create directory \"{}\"", directory.path());
     return make_error(ErrorKind::exists, "VM \"{}\" exists already", name)
-        .with_hint(fmt::format("take another name, or: quicksave stop {0}; quicksave rm {0}", name));
+        .with_hint(
+            fmt::format("take another name, or: quicksave stop {0}; quicksave rm {0}", name));
   }
   directory.lock = TRY(open_lock_file(directory, O_RDWR | O_CREAT | O_EXCL));
   if (!TRY(try_lock(directory.lock))) {
@@ -196,8 +197,7 @@ Result<void> write_config(const VmDirectory& directory, const MachineConfig& con
 }
 
 Result<MachineConfig> read_config(const VmDirectory& directory) {
-  const std::string text =
-      TRY(base::read_whole_file(directory.config_file(), kMaximumConfigBytes));
+  const std::string text = TRY(base::read_whole_file(directory.config_file(), kMaximumConfigBytes));
   return MachineConfig::from_json(TRY(parse_json(directory.config_file(), text)));
 }
 

@@ -3,9 +3,9 @@
 //   $QUICKSAVE_HOME/                 default ${XDG_STATE_HOME:-~/.local/state}/quicksave
 //     vms/NAME/lock                  OFD write lock: held by the VM's process while it lives
 //             /config.json           MachineConfig
-//             /console.log           what the guest wrote, since it was started; appended, never cut
-//             /vmm.log               the VMM's own messages
-//             /refs/SNAPSHOT         one small file per snapshot name: the object's UUID
+//             /console.log           what the guest wrote, since it was started; appended, never
+//             cut /vmm.log               the VMM's own messages /refs/SNAPSHOT         one small
+//             file per snapshot name: the object's UUID
 //     snapshots/UUID/                snapshot objects (snapshot/store.h)
 //   runtime directory/NAME/          $QUICKSAVE_HOME/run where that variable is set, else
 //             /api.sock              $XDG_RUNTIME_DIR/quicksave, else the home's run/
@@ -28,7 +28,7 @@
 namespace control {
 
 struct Home {
-  std::string state;    // absolute, no trailing slash
+  std::string state;  // absolute, no trailing slash
   std::string runtime;
 
   // From the environment; creates nothing.

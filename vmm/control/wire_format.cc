@@ -16,11 +16,11 @@ using nlohmann::json;
 constexpr u64 kMaximumDescriptionBytes = 4096;
 
 constexpr std::pair<ErrorKind, std::string_view> kKindNames[] = {
-    {ErrorKind::failed, "failed"},           {ErrorKind::usage, "usage"},
-    {ErrorKind::not_found, "not_found"},     {ErrorKind::exists, "exists"},
-    {ErrorKind::busy, "busy"},               {ErrorKind::denied, "denied"},
-    {ErrorKind::corrupt, "corrupt"},         {ErrorKind::unsupported, "unsupported"},
-    {ErrorKind::no_space, "no_space"},       {ErrorKind::wrong_state, "wrong_state"},
+    {ErrorKind::failed, "failed"},       {ErrorKind::usage, "usage"},
+    {ErrorKind::not_found, "not_found"}, {ErrorKind::exists, "exists"},
+    {ErrorKind::busy, "busy"},           {ErrorKind::denied, "denied"},
+    {ErrorKind::corrupt, "corrupt"},     {ErrorKind::unsupported, "unsupported"},
+    {ErrorKind::no_space, "no_space"},   {ErrorKind::wrong_state, "wrong_state"},
 };
 
 }  // namespace
@@ -37,14 +37,18 @@ json to_json(const VmInfo& info) {
 }
 
 json to_json(const SnapshotResult& result) {
-  return {{"name", result.name},           {"uuid", result.uuid},
-          {"pause_us", result.pause_us},   {"total_us", result.total_us},
-          {"memory_bytes", result.memory_bytes}, {"disk_bytes", result.disk_bytes}};
+  return {{"name", result.name},
+          {"uuid", result.uuid},
+          {"pause_us", result.pause_us},
+          {"total_us", result.total_us},
+          {"memory_bytes", result.memory_bytes},
+          {"disk_bytes", result.disk_bytes}};
 }
 
 json error_to_json(const Error& error) {
-  return {{"error",
-           {{"kind", name_of(error.kind())}, {"message", error.message()}, {"hint", error.hint()}}}};
+  return {
+      {"error",
+       {{"kind", name_of(error.kind())}, {"message", error.message()}, {"hint", error.hint()}}}};
 }
 
 std::string revert_to_text(const RevertResult& result) {
