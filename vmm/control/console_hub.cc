@@ -1,6 +1,7 @@
 #include "vmm/control/console_hub.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -288,6 +289,8 @@ Result<void> ConsoleHub::Impl::open_stdio() {
 ConsoleHub::ConsoleHub(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 Result<std::unique_ptr<ConsoleHub>> ConsoleHub::create(Loop& loop, const ConsoleOptions& options) {
+  // A reader that goes away is an error of one write, not the end of the VM.
+  ::signal(SIGPIPE, SIG_IGN);
   auto impl = std::make_shared<Impl>(loop, options, TRY(base::EventFd::create()));
   TRY(impl->open());
   return std::unique_ptr<ConsoleHub>(new ConsoleHub(std::move(impl)));
