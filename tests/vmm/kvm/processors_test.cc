@@ -292,6 +292,7 @@ TEST_F(ProcessorsTest, PendingInitOfTheAbandonedTimeLineIsDropped) {
   guest.put(kTestCode, {0xc7, 0x04, 0x25, 0x10, 0x83, 0x00, 0x40, 0,    0, 0, 1,    0xc7,
                         0x04, 0x25, 0x00, 0x83, 0x00, 0x40, 0x00, 0x45, 0, 0, 0xe6, 0x51});
   guest.put(kTestCode + 0x100, {0xb0, 0x42, 0xe6, 0x52, 0xeb, 0xfa});
+  enable_lapic(guest.vcpu());  // one that is off sends nothing
   guest.start(0, kTestCode);
   guest.start(1, kTestCode + 0x100);
   const ProcessorsState saved = guest.processors->save();
@@ -299,6 +300,25 @@ TEST_F(ProcessorsTest, PendingInitOfTheAbandonedTimeLineIsDropped) {
   ASSERT_OK(guest.vcpu().finish_pending_exit([](const VcpuExit&) { FAIL(); }));
   ASSERT_OK(guest.processors->restore(saved));
   EXPECT_EQ(guest.run_to_port(0x52, 1), 0x42);
+}
+
+// A SIPI that the abandoned time line left pending must not start an AP that waits for one at T.
+TEST_F(ProcessorsTest, PendingSipiOfTheAbandonedTimeLineIsDropped) {
+  TinyGuest guest(2);
+  guest.put_u64(0x8000 + 8 * 8, 0xfee0'0000 | 7);
+  // [ICR high] = 1 << 24; [ICR low] = SIPI to 0x30000; out 0x51, al
+  guest.put(kTestCode, {0xc7, 0x04, 0x25, 0x10, 0x83, 0x00, 0x40, 0,    0, 0, 1,    0xc7,
+                        0x04, 0x25, 0x00, 0x83, 0x00, 0x40, 0x30, 0x46, 0, 0, 0xe6, 0x51});
+  enable_lapic(guest.vcpu());
+  guest.start(0, kTestCode);
+  kvm_mp_state waiting{KVM_MP_STATE_INIT_RECEIVED};
+  ASSERT_EQ(::ioctl(guest.vcpu(1).fd().get(), KVM_SET_MP_STATE, &waiting), 0);
+  const ProcessorsState saved = guest.processors->save();
+  ASSERT_EQ(saved.vcpus[1].mp_state, u32{KVM_MP_STATE_INIT_RECEIVED});
+  ASSERT_NE(guest.run_to_port(0x51), -1);
+  ASSERT_OK(guest.vcpu().finish_pending_exit([](const VcpuExit&) { FAIL(); }));
+  ASSERT_OK(guest.processors->restore(saved));
+  expect_same(saved, guest.processors->save());
 }
 
 TEST_F(ProcessorsTest, PendingExceptionAndNmiSurvive) {

@@ -164,6 +164,26 @@ TEST_F(VcpuTest, FinishPendingExitServesTheSecondHalfOfAPageCrossingStore) {
   EXPECT_EQ(guest.run_to_port(0x51), 0x11);
 }
 
+// The second half of a load is complete only after one more entry.
+TEST_F(VcpuTest, FinishPendingExitCompletesAPageCrossingLoad) {
+  TinyGuest guest;
+  guest.put(kTestCode, {0x8b, 0x04, 0x25, 0xfe, 0x0f, 0x00, 0x40, 0xe6, 0x51});
+  guest.start(0, kTestCode);
+  u8 next = 0x11;
+  const auto serve = [&](const VcpuExit& exit) {
+    const MmioExit* mmio = std::get_if<MmioExit>(&exit);
+    ASSERT_NE(mmio, nullptr) << describe(exit);
+    for (u8& byte : mmio->data) {
+      byte = next;
+      next = static_cast<u8>(next + 0x11);
+    }
+  };
+  serve(guest.run());
+  ASSERT_OK(guest.vcpu().finish_pending_exit(serve));
+  EXPECT_EQ(guest.vcpu().registers()->rax, 0x44332211U);
+  EXPECT_EQ(guest.vcpu().registers()->rip, kTestCode + 7);
+}
+
 TEST_F(VcpuTest, FinishPendingExitDoesNotRunTheGuest) {
   TinyGuest guest;
   guest.put(kTestCode, {0xe6, 0x50, 0xe6, 0x51});
