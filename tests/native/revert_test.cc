@@ -78,7 +78,7 @@ TEST_F(Revert, DiskAndMemoryGoBackTogether) {
   start("workload", {"--disk", disk("d.raw")});
   EXPECT_EQ(vm_.ask("disk-write 0 0 500 1\ndisk-flush 0"), "STATUS 0\nSTATUS 0\n");
   vm_.snapshot("clean");
-  for (int round = 0; round < 3; ++round) {
+  for (int round = 0; round < 3 && !HasFailure(); ++round) {
     EXPECT_EQ(vm_.ask("disk-write 0 100 800 2\ndisk-zero 0 0 50\ndisk-discard 0 64 64"),
               "STATUS 0\nSTATUS 0\nSTATUS 0\n");
     EXPECT_GT(vm_.revert("clean")["clusters"].get<int>(), 0);
@@ -94,7 +94,7 @@ TEST_F(Revert, GuestSeesItsOldMappingsThroughTheTablesItHadChurned) {
   std::string before = vm_.ask("verify");
   ASSERT_EQ(before.rfind("FRESH ", 0), 0u);
   vm_.snapshot("clean");
-  for (int round = 0; round < 20; ++round) {
+  for (int round = 0; round < 20 && !HasFailure(); ++round) {
     EXPECT_EQ(vm_.ask("churn " + std::to_string(100 + round)).rfind("FRESH ", 0), 0u);
     vm_.revert("clean");
     EXPECT_EQ(vm_.ask("verify"), before) << "round " << round;
@@ -107,7 +107,7 @@ TEST_F(Revert, ChurnGoesOnWithoutAStaleReadAfterRevertsAtAnyMoment) {
   std::optional<size_t> position = vm_.wait_for("ROUND 16\n");
   ASSERT_TRUE(position);
   vm_.snapshot("clean");
-  for (int round = 0; round < 20; ++round) {
+  for (int round = 0; round < 20 && !HasFailure(); ++round) {
     usleep(10000 + 7919 * static_cast<unsigned>(round));
     size_t from = vm_.log().size();
     vm_.revert("clean");
@@ -142,7 +142,7 @@ TEST_F(Revert, TimersOfEveryModeTickOn) {
   for (const char* mode : {"periodic", "one-shot", "deadline"}) {
     vm_.ask(mode);
     vm_.snapshot(mode);
-    for (int round = 0; round < 5; ++round) {
+    for (int round = 0; round < 5 && !HasFailure(); ++round) {
       usleep(20000);
       vm_.revert(mode);
       EXPECT_EQ(vm_.ask("check").rfind("TICKS", 0), 0u) << mode << ", round " << round;
@@ -155,7 +155,7 @@ TEST_F(Revert, NoTimerIsLostWhenTheGuestSleepsOnThem) {
   vm_.send("run\n");
   ASSERT_TRUE(vm_.wait_for("TICKS lapic"));
   vm_.snapshot("clean");
-  for (int round = 0; round < 10; ++round) {
+  for (int round = 0; round < 10 && !HasFailure(); ++round) {
     usleep(30000);
     size_t from = vm_.log().size();
     vm_.revert("clean");
@@ -168,7 +168,7 @@ TEST_F(Revert, EveryProcessorGoesOn) {
   start("smp", {"--cpus", "8"});
   ASSERT_EQ(vm_.ask("start 8"), "STARTED 8\n");
   vm_.snapshot("clean");
-  for (int round = 0; round < 10; ++round) {
+  for (int round = 0; round < 10 && !HasFailure(); ++round) {
     usleep(20000);
     vm_.revert("clean");
     EXPECT_EQ(vm_.ask("progress"), "PROGRESS 8\n") << "round " << round;
@@ -182,7 +182,7 @@ TEST_F(Revert, SpinningProcessorsGoOn) {
   ASSERT_EQ(vm_.ask("start 3"), "STARTED 3\n");
   vm_.ask("spin 1");
   vm_.snapshot("clean");
-  for (int round = 0; round < 5; ++round) {
+  for (int round = 0; round < 5 && !HasFailure(); ++round) {
     vm_.revert("clean");
     EXPECT_EQ(vm_.ask("progress"), "PROGRESS 3\n");
   }
@@ -193,7 +193,7 @@ TEST_F(Revert, SpinningProcessorsGoOn) {
 TEST_F(Revert, ProcessorsThatWaitedAtTheSnapshotCanBeStartedAfterEveryRevert) {
   start("smp", {"--cpus", "4"});
   vm_.snapshot("clean");
-  for (int round = 0; round < 4; ++round) {
+  for (int round = 0; round < 4 && !HasFailure(); ++round) {
     EXPECT_EQ(vm_.ask("start 4"), "STARTED 4\n") << "round " << round;
     EXPECT_EQ(vm_.ask("progress"), "PROGRESS 4\n") << "round " << round;
     vm_.revert("clean");
@@ -204,7 +204,7 @@ TEST_F(Revert, SerialGoesOnInMidTransmit) {
   start("serial_transmit");
   ASSERT_TRUE(vm_.wait_for("SENT 00000020"));
   vm_.snapshot("clean");
-  for (int round = 0; round < 10; ++round) {
+  for (int round = 0; round < 10 && !HasFailure(); ++round) {
     usleep(5000 + 3331 * static_cast<unsigned>(round));
     size_t from = vm_.log().size();
     vm_.revert("clean");
@@ -255,7 +255,7 @@ TEST_F(Revert, ToAnOlderSnapshotAndForwardAgain) {
   vm_.ask("nonce 2\ndisk-write 0 0 64 2\ndirty 500");
   vm_.snapshot("second");
   vm_.ask("nonce 3\ndisk-write 0 0 64 3\ndirty 900");
-  for (int round = 0; round < 3; ++round) {
+  for (int round = 0; round < 3 && !HasFailure(); ++round) {
     vm_.revert("first");
     EXPECT_EQ(vm_.ask("disk-check 0 0 64 1"), "MATCH\n");
     EXPECT_EQ(vm_.ask("nonce").rfind("NONCE 1\n", 0), 0u);
@@ -271,7 +271,7 @@ TEST_F(Revert, TwoHundredTimesWithEveryByteCompared) {
   vm_.ask("fill 0 512 1\nnonce 8");
   vm_.snapshot("clean");
   vm_.send("run 200\n");
-  for (int round = 0; round < 200; ++round) {
+  for (int round = 0; round < 200 && !HasFailure(); ++round) {
     vm_.revert("clean");
     if (HasFailure()) {
       return;
@@ -284,7 +284,7 @@ TEST_F(Revert, WhileTheGuestWritesItsDiskNothingOfTheAbandonedTimelineArrives) {
   start("workload", {"--disk", disk("d.raw")});
   vm_.ask("disk-write 0 0 4000 1");
   vm_.snapshot("clean");
-  for (int round = 0; round < 8; ++round) {
+  for (int round = 0; round < 8 && !HasFailure(); ++round) {
     vm_.send("disk-write 0 0 4000 " + std::to_string(round + 2) + "\n");
     usleep(3000 + 2503 * static_cast<unsigned>(round));
     vm_.revert("clean");
