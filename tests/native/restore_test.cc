@@ -157,18 +157,16 @@ TEST_F(Restore, SerialGoesOnInMidTransmit) {
 }
 
 TEST_F(Restore, SnapshotWhileTheGuestWritesItsDiskIsWhole) {
-  start("workload", {"--disk", disk("d.raw")});
-  for (int pass = 0; pass < 20; ++pass) {
-    vm_.send("disk-write 0 0 20000 9\n");
-  }
-  ASSERT_TRUE(vm_.wait_for("STATUS 0"));
+  start("workload", {"--disk", disk("d.raw", 64 << 20)});
+  vm_.send("disk-write 0 0 120000 9\n");  // half a second and more
+  usleep(50000);
   vm_.snapshot("clean");
   VmProcess other(home_, "t2");
   other.start_from("t@clean");
-  other.send("\n");  // ends what had reached the guest of the next command
-  // Answered when the pass that the snapshot cut in two is finished.
-  EXPECT_NE(other.ask("disk-check 0 0 1000 9").find("MATCH\n"), std::string::npos);
-  EXPECT_NE(other.ask("disk-check 0 19000 1000 9").find("MATCH\n"), std::string::npos);
+  // Answered when the writing that the snapshot cut in two is finished.
+  EXPECT_EQ(other.ask("disk-check 0 0 1000 9"), "MATCH\n");
+  EXPECT_EQ(other.ask("disk-check 0 119000 1000 9"), "MATCH\n");
+  EXPECT_NE(other.log().find("STATUS 0"), std::string::npos) << "the snapshot came too late";
 }
 
 TEST_F(Restore, ManyFromOneSnapshotDoNotSeeEachOther) {
