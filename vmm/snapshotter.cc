@@ -10,7 +10,7 @@
 #include "vmm/base/check.h"
 #include "vmm/snapshot_mark.h"
 #include "vmm/stopwatch.h"
-#include "vmm/version.h"
+#include "vmm/control/version.h"
 
 namespace vmm {
 
@@ -106,7 +106,7 @@ Result<std::unique_ptr<Snapshotter::Job>> Snapshotter::prepare(
   job->manifest.vm = identity_.vm_name;
   job->manifest.name = name;
   job->manifest.description = request.description;
-  job->manifest.program = kVersion;
+  job->manifest.program = control::kVersion;
   job->manifest.machine = machine_.config().to_json();
   job->manifest.host = identity_.host;
   if (const snapshot::SnapshotNode* current = tree_.current(); current != nullptr) {
