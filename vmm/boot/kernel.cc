@@ -9,6 +9,7 @@
 #include "vmm/boot/elf.h"
 #include "vmm/boot/initrd.h"
 #include "vmm/boot/pvh.h"
+#include "vmm/boot/reset_vector.h"
 
 namespace boot {
 namespace {
@@ -94,6 +95,7 @@ Result<StartRegisters> load_kernel(memory::GuestMemory& memory, const BootConfig
       TRY_CONTEXT(load(memory, config), fmt::format("kernel \"{}\"", config.kernel_path));
   TRY_CONTEXT(acpi::build_tables(memory, config.vcpu_count, config.virtio_slots_present),
               "ACPI tables");
+  write_reset_vector(memory);
   return registers;
 }
 

@@ -8,7 +8,7 @@
 //   0x000a'0000 - 0x000d'ffff  RAM that no guest is told of      reserved
 //   0x000e'0000 - 0x000f'dfff  RSDP and ACPI tables              reserved
 //   0x000f'e000 - 0x000f'efff  machine facts, read by the DSDT   reserved
-//   0x000f'f000 - 0x000f'ffff  VM generation ID                  reserved
+//   0x000f'f000 - 0x000f'ffff  VM generation ID, reset vector    reserved
 //   0x0010'0000 - low end      RAM; kernel, initrd at the top    RAM
 //   0xc000'0000 - 0xffff'ffff  devices                           -
 //   0x1'0000'0000 - high end   RAM                               RAM
@@ -44,6 +44,7 @@ inline constexpr u64 kAcpiTablesStart = 0xe0000;  // the RSDP is the first byte
 inline constexpr u64 kAcpiTablesEnd = 0xfe000;
 inline constexpr u64 kMachineFactsAddress = 0xfe000;
 inline constexpr u64 kGenerationIdAddress = 0xff000;  // VMGenID, 16 bytes
+inline constexpr u64 kResetVectorAddress = 0xffff0;   // F000:FFF0, 16 bytes of real-mode code
 inline constexpr u64 kKernelAreaStart = 0x100000;  // kernel and initrd lie from here to the low end
 
 static_assert(kPageTablesAddress + kPageTablesBytes <= kCommandLineAddress);
