@@ -3,6 +3,9 @@
 //   d  dirties PAGES pages, answers '.'
 //   p  goes on dirtying and answering '.' by itself, until the next byte
 //   m  reads the MAPPED pages once more, answers '.'
+//   n  takes a line: the new PAGES; answers '.'
+//   s  says 's' by itself until the next byte, which is the next command. A snapshot taken in it has
+//      a guest whose first act after a revert is heard; after any other command the guest is silent
 //   q  powers off
 // It never sleeps: what is measured is the VMM, not a wakeup.
 
@@ -52,6 +55,17 @@ void guest_start(void) {
       case 'm':
         map_pages();
         answer();
+        break;
+      case 'n':
+        get_line(line, sizeof(line));
+        pages = number_of(line);
+        expect_true(1, "pages fit into memory", pages <= limit);
+        answer();
+        break;
+      case 's':
+        while (!char_waiting()) {
+          put_char('s');
+        }
         break;
       case 'q':
         guest_exit(0);

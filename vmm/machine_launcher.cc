@@ -1,6 +1,7 @@
 #include "vmm/machine_launcher.h"
 
 #include "vmm/base/log.h"
+#include "vmm/bench/bench.h"
 #include "vmm/control/api_server.h"
 #include "vmm/kvm/kvm.h"
 #include "vmm/kvm/self_test.h"
@@ -43,6 +44,10 @@ std::vector<control::DoctorLine> MachineLauncher::host_report() {
     lines.push_back({"revert", Health::good, "two-dimensional paging", ""});
   }
   return lines;
+}
+
+int MachineLauncher::bench(const std::vector<std::string>& arguments) {
+  return ::bench::main(arguments);
 }
 
 int MachineLauncher::launch(control::LaunchRequest request) {

@@ -77,16 +77,26 @@ Result<std::string> ApiClient::receive_answer(int& status) {
   return std::move(parser.get().body());
 }
 
-Result<std::string> ApiClient::request(std::string_view method, std::string_view target,
-                                       std::string_view body) {
-  const Result<void> sent =
-      send(fmt::format("{} {} HTTP/1.1\r\nHost: vm\r\nContent-Length: {}\r\n\r\n{}", method, target,
-                       body.size(), body));
+Result<void> ApiClient::send_request(std::string_view method, std::string_view target,
+                                     std::string_view body) {
+  Result<void> sent = send(fmt::format("{} {} HTTP/1.1\r\nHost: vm\r\nContent-Length: {}\r\n\r\n{}",
+                                       method, target, body.size(), body));
+  transport_failed_ = !sent;
+  return sent;
+}
+
+Result<std::string> ApiClient::receive() {
   int status = 0;
-  Result<std::string> answer = sent ? receive_answer(status) : Result<std::string>(sent.error());
+  Result<std::string> answer = receive_answer(status);
   transport_failed_ = !answer;
   if (answer && (status < 200 || status > 299)) return error_of_answer(status, *answer);
   return answer;
+}
+
+Result<std::string> ApiClient::request(std::string_view method, std::string_view target,
+                                       std::string_view body) {
+  TRY(send_request(method, target, body));
+  return receive();
 }
 
 }  // namespace control

@@ -28,6 +28,10 @@ class ApiClient final {
   // The body of a 2xx answer.
   Result<std::string> request(std::string_view method, std::string_view target,
                               std::string_view body = {});
+  // The two halves of request(), for those who look at something else in between.
+  Result<void> send_request(std::string_view method, std::string_view target,
+                            std::string_view body = {});
+  Result<std::string> receive();
   bool transport_failed() const { return transport_failed_; }
 
  private:

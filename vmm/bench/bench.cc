@@ -1,0 +1,99 @@
+#include "vmm/bench/bench.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "vmm/bench/host_header.h"
+#include "vmm/bench/plan.h"
+#include "vmm/bench/qemu_vm.h"
+#include "vmm/control/output.h"
+
+namespace bench {
+
+const std::vector<Question>& questions() {
+  static const std::vector<Question> all = {
+      {"headline", measure_headline}, {"in-place", measure_in_place},
+      {"mapped", measure_mapped},     {"restore", measure_restore},
+      {"cold-start", measure_cold_start}, {"resident", measure_resident},
+  };
+  return all;
+}
+
+namespace {
+
+struct Options {
+  bool quick = false;
+  bool no_qemu = false;
+  std::vector<std::string> only;
+  control::Output output = control::Output::text;
+};
+
+bool is_wanted(const Options& options, const Question& question) {
+  return options.only.empty() ||
+         std::find(options.only.begin(), options.only.end(), question.name) != options.only.end();
+}
+
+std::string header_text(const std::vector<std::pair<std::string, std::string>>& header) {
+  std::string text;
+  for (const auto& [what, which] : header) text += fmt::format("{:<10} {}\n", what, which);
+  return text + "\n";
+}
+
+Result<int> measure(const Options& options, const std::vector<std::string>& arguments) {
+  const Workspace workspace = TRY(Workspace::create());
+  Plan plan{.workspace = workspace, .peer = {}, .quick = options.quick};
+  if (!options.no_qemu) plan.peer = QemuVm::version(workspace);
+  const auto header = host_header(plan, arguments);
+  const bool json = options.output == control::Output::json;
+  if (!json) control::put(header_text(header));
+
+  nlohmann::json tables = nlohmann::json::array();
+  for (const Question& question : questions()) {
+    if (!is_wanted(options, question)) continue;
+    const Table table = TRY_CONTEXT(question.answer(plan), question.name);
+    if (json) {
+      tables.push_back(to_json(table));
+    } else {
+      control::put(to_text(table));
+    }
+  }
+  if (json) {
+    nlohmann::json about;
+    for (const auto& [what, which] : header) about[what] = which;
+    control::put_json({{"host", about}, {"tables", tables}});
+  }
+  return control::kExitDone;
+}
+
+}  // namespace
+
+int main(const std::vector<std::string>& arguments) {
+  Options options;
+  CLI::App app("Measures Quicksave on this host, beside QEMU where it is installed.",
+               "quicksave bench");
+  app.require_subcommand(1);
+  CLI::App& revert = *app.add_subcommand("revert", "snapshot, revert, restore and start");
+  revert.add_flag("--quick", options.quick, "few measurements: in seconds, for a look");
+  revert.add_flag("--no-qemu", options.no_qemu, "do not measure QEMU beside it");
+  std::vector<std::string> names;
+  for (const Question& question : questions()) names.emplace_back(question.name);
+  revert.add_option("--only", options.only, "this table only; repeatable")
+      ->check(CLI::IsMember(names));
+  revert.add_flag_callback(
+      "--json", [&options] { options.output = control::Output::json; }, "print JSON");
+  try {
+    // CLI11 takes them from the back.
+    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
+  } catch (const CLI::CallForHelp&) {
+    control::put(app.help());
+    return control::kExitDone;
+  } catch (const CLI::ParseError& error) {
+    return control::report(make_error(ErrorKind::usage, "{}", error.what())
+                               .with_hint("quicksave bench revert --help"));
+  }
+  const Result<int> status = measure(options, arguments);
+  return status ? *status : control::report(status.error());
+}
+
+}  // namespace bench
