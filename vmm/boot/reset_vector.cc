@@ -8,17 +8,9 @@
 namespace boot {
 
 void write_reset_vector(memory::GuestMemory& memory) {
+  // mov dx, kResetPort; mov al, kResetValue; out dx, al; then hlt for ever.
   constexpr std::array<u8, 9> kCode{
-      0xba,
-      kResetPort & 0xff,
-      kResetPort >> 8,  // mov dx, kResetPort
-      0xb0,
-      kResetValue,  // mov al, kResetValue
-      0xee,         // out dx, al
-      0xf4,         // hlt
-      0xeb,
-      0xfd,  // jmp to the hlt
-  };
+      0xba, kResetPort & 0xff, kResetPort >> 8, 0xb0, kResetValue, 0xee, 0xf4, 0xeb, 0xfd};
   CHECK(memory.write(Gpa{kResetVectorAddress}, kCode));
 }
 
