@@ -19,9 +19,10 @@ ALLOWED = {
     "blockdev": ["vmm/base"],
     "devices": ["vmm/base", "vmm/memory", "blockdev/block_backend.h"],
     "snapshot": ["vmm/base", "vmm/memory", "blockdev"],
-    "vmm/control": ["vmm/base", "snapshot"],
-    "vmm": ["vmm/base", "vmm/memory", "vmm/kvm", "vmm/boot", "vmm/control", "blockdev", "devices",
-            "snapshot"],
+    "vmm/control": ["vmm/base", "snapshot", "blockdev/disk_spec.h"],
+    "vmm/bench": ["vmm/base", "vmm/kvm", "vmm/control"],
+    "vmm": ["vmm/base", "vmm/memory", "vmm/kvm", "vmm/boot", "vmm/control", "vmm/bench", "blockdev",
+            "devices", "snapshot"],
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
 

@@ -64,7 +64,7 @@ Result<std::unique_ptr<LiveVm>> LiveVm::create(const kvm::Kvm& kvm,
   if (request.boot) {
     TRY(vm->boot(*request.boot));
   } else {
-    TRY_CONTEXT(vm->restore(request), "restore");
+    TRY(vm->restore(request));
   }
   Machine& machine = *vm->machine_;
   vm->console_->set_input(
@@ -116,6 +116,13 @@ Result<void> LiveVm::restore(const control::LaunchRequest& request) {
   const snapshot::Uuid uuid = TRY(snapshot::Uuid::parse(*request.restore_uuid));
   const auto object =
       std::make_shared<const snapshot::SnapshotObject>(TRY(store_->open(uuid)));
+  TRY_CONTEXT(restore_object(request, object),
+              fmt::format("snapshot '{}@{}'", object->manifest().vm, object->manifest().name));
+  return {};
+}
+
+Result<void> LiveVm::restore_object(const control::LaunchRequest& request,
+                                    std::shared_ptr<const snapshot::SnapshotObject> object) {
   const snapshot::Manifest& manifest = object->manifest();
   TRY(snapshot::check_host(manifest.host, host_identity(kvm_)));
   if (request.verify == control::Verify::yes) TRY(store_->check(*object));

@@ -57,6 +57,8 @@ class LiveVm final : public control::VmControl,
   LiveVm(const kvm::Kvm& kvm, const control::LaunchRequest& request, control::Loop& loop);
   Result<void> boot(const control::MachineConfig& config);
   Result<void> restore(const control::LaunchRequest& request);
+  Result<void> restore_object(const control::LaunchRequest& request,
+                              std::shared_ptr<const snapshot::SnapshotObject> object);
   Result<void> build(const control::MachineConfig& config, Machine::Parts parts,
                      snapshot::RamOrigin ram_origin, std::vector<DiskMark> disks_at_start);
   Result<void> reboot();

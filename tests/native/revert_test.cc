@@ -116,27 +116,6 @@ TEST_F(Revert, ChurnGoesOnWithoutAStaleReadAfterRevertsAtAnyMoment) {
   EXPECT_EQ(vm_.log().find("STALE"), std::string::npos);
 }
 
-// The proof that the tests above can fail: a build with test switches, told to leave the zap out.
-TEST_F(Revert, WithoutTheZapTheGuestReportsStaleMappings) {
-  vm_.start("page_table_churn", {}, {"QUICKSAVE_TEST_SKIP=zap"});
-  ASSERT_TRUE(vm_.wait_for("READY"));
-  if (read_file(home_.path() + "/vms/t/vmm.log").find("QUICKSAVE_TEST_SKIP=zap") ==
-      std::string::npos) {
-    GTEST_SKIP() << "this build has no test switches";
-  }
-  vm_.ask("churn 1");
-  vm_.snapshot("clean");
-  bool stale = false;
-  for (int round = 0; round < 5 && !stale; ++round) {
-    vm_.ask("churn " + std::to_string(100 + round));
-    vm_.revert("clean", {});
-    stale = vm_.ask("verify").rfind("STALE ", 0) == 0;
-  }
-  if (!stale) {
-    GTEST_SKIP() << "this host's KVM keeps no stale shadow tables";
-  }
-}
-
 TEST_F(Revert, TimersOfEveryModeTickOn) {
   start("timer");
   for (const char* mode : {"periodic", "one-shot", "deadline"}) {

@@ -57,6 +57,7 @@ struct ConsoleHub::Impl : std::enable_shared_from_this<ConsoleHub::Impl> {
   base::Fd listener;
   std::vector<std::shared_ptr<ConsoleReader>> clients;
   u64 dropped_of_gone_clients = 0;
+  u64 ring_dropped_told = 0;
   std::function<u64(std::span<const u8>)> input;
   std::function<void()> leave;
   bool is_escape_pending = false;
@@ -103,6 +104,11 @@ void ConsoleHub::Impl::drain() {
     is_wake_pending = false;
     std::swap(ring, draining);
     std::swap(marks, draining_marks);
+    // The gap is at the end of what is in the ring: that fills from the front.
+    if (const u64 lost = ring_dropped - std::exchange(ring_dropped_told, ring_dropped); lost != 0) {
+      const std::string line = fmt::format("\r\n[{} bytes were not read in time]\r\n", lost);
+      draining.insert(draining.end(), line.begin(), line.end());
+    }
   }
   // Before the log: a person or a pipe waits for these.
   if (output) output->send(draining);
