@@ -27,6 +27,9 @@ class Phases final {
 
 namespace {
 
+// Of Machine::statefuls(): the processors are restored first.
+constexpr std::size_t kProcessorsIndex = 0;
+
 devices::Generation random_generation() {
   devices::Generation generation;
   CHECK(::getrandom(generation.data(), generation.size(), 0) ==
@@ -170,18 +173,21 @@ Result<void> Reverter::restore_memory(const snapshot::SnapshotNode& target,
   phases.done("collect");
   if (planted("page") && !pages.empty()) {
     memory::PageSet fewer = pages;
-    bool skipped = false;
-    pages.for_each_run([&](u64 first, u64) {
-      if (!std::exchange(skipped, true)) fewer.words()[first / 64] &= ~(u64{1} << (first % 64));
-    });
+    u64 last = 0;
+    pages.for_each_run([&](u64 first, u64 count) { last = first + count - 1; });
+    fewer.words()[last / 64] &= ~(u64{1} << (last % 64));
     snapshot::restore_pages(machine_.memory(), *target.image, fewer);
   } else {
     snapshot::restore_pages(machine_.memory(), *target.image, pages);
   }
   phases.done("memory");
   // After the copy: what the guest has mapped from now on is what lies in RAM now.
-  TRY(machine_.vm().rearm_dirty(pages));
-  if (!planted("zap")) TRY(machine_.vm().invalidate_translations(*stale_));
+  kvm::Vm& vm = machine_.vm();
+  // With shadow tables that are dropped first, there is nothing left to write-protect.
+  const bool drop_first = *stale_ == kvm::StaleTranslations::shadow_tables;
+  if (drop_first && !planted("zap")) TRY(vm.invalidate_translations(*stale_));
+  TRY(vm.rearm_dirty(pages));
+  if (!drop_first && !planted("zap")) TRY(vm.invalidate_translations(*stale_));
   phases.done("translations");
   return {};
 }
@@ -209,25 +215,30 @@ Result<void> Reverter::restore_states(const snapshot::SnapshotNode& node,
   return {};
 }
 
-// What may differ: nothing but the clocks, which went on. KVM's own pages (kvmclock, steal time) are
-// written at the next entry to the guest, which has not happened.
+// What may differ: nothing but the clocks, which went on.
 Result<void> Reverter::verify(const snapshot::SnapshotNode& node) {
-  const memory::PageSet none(machine_.memory().page_count());
+  const base::Stateful& processors = machine_.processors();
+  const auto expected = TRY(base::decode_state<kvm::ProcessorsState>(
+      processors.encode(*node.states[kProcessorsIndex])));
+  const auto found =
+      TRY(base::decode_state<kvm::ProcessorsState>(processors.encode(*processors.save_state())));
+  TRY(kvm::compare_states(expected, found));
+
+  memory::PageSet allowed(machine_.memory().page_count());
+  for (const Gpa page : kvm::clock_pages(expected)) {
+    if (const auto offset = machine_.memory().ram_offset(page, 1)) {
+      allowed.insert(*offset / base::kPageBytes);
+    }
+  }
   const snapshot::Comparison memory =
-      snapshot::compare_all(machine_.memory(), *node.image, none);
+      snapshot::compare_all(machine_.memory(), *node.image, allowed);
   if (!memory.equal()) {
     return make_error(ErrorKind::corrupt, "{} pages of memory differ after the revert, page {} first",
                       memory.differing_pages, memory.first_page);
   }
-  for (std::size_t i = 0; i < node.states.size(); ++i) {
+  for (std::size_t i = kProcessorsIndex + 1; i < node.states.size(); ++i) {
     const base::Stateful& stateful = *machine_.statefuls()[i];
-    const std::unique_ptr<base::SavedState> now = stateful.save_state();
-    if (stateful.state_name() == machine_.processors().state_name()) {
-      const auto expected =
-          TRY(base::decode_state<kvm::ProcessorsState>(stateful.encode(*node.states[i])));
-      const auto found = TRY(base::decode_state<kvm::ProcessorsState>(stateful.encode(*now)));
-      TRY(kvm::compare_states(expected, found));
-    } else if (stateful.encode(*now) != stateful.encode(*node.states[i])) {
+    if (stateful.encode(*stateful.save_state()) != stateful.encode(*node.states[i])) {
       return make_error(ErrorKind::corrupt, "the state of {} differs after the revert",
                         stateful.state_name());
     }

@@ -23,11 +23,13 @@ VcpuThread::~VcpuThread() {
 }
 
 void VcpuThread::resume() {
-  base::MutexLock lock(mutex_);
-  CHECK(parked_);
-  parked_ = false;
-  vcpu_.clear_exit_request();
-  order_ = Order::run;
+  {
+    base::MutexLock lock(mutex_);
+    CHECK(parked_);
+    parked_ = false;
+    vcpu_.clear_exit_request();
+    order_ = Order::run;
+  }
   changed_.notify_all();
 }
 
@@ -51,7 +53,11 @@ void VcpuThread::loop() {
     {
       base::MutexLock lock(mutex_);
       parked_ = true;
-      changed_.notify_all();
+    }
+    // Without the lock: who wakes would have to wait for it at once.
+    changed_.notify_all();
+    {
+      base::MutexLock lock(mutex_);
       // parked_ and not the order alone: a vCPU that parked itself waits for resume() too.
       while (parked_ && order_ != Order::end) changed_.wait(mutex_);
       if (order_ == Order::end) break;

@@ -23,6 +23,13 @@ Result<void> read_irqchip(const base::Fd& vm, u32 id, StructBytes<kvm_irqchip>& 
   return {};
 }
 
+// KVM's documentation, "KVM-specific MSRs": bit 0 says that the guest has enabled it.
+bool has_kvmclock(const VcpuState& state) {
+  return std::ranges::any_of(state.msrs, [](const MsrValue& msr) {
+    return msr.index == MSR_KVM_SYSTEM_TIME_NEW && (msr.value & 1) != 0;
+  });
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Processors>> Processors::create(const Kvm& kvm, Vm& vm, u32 vcpu_count) {
@@ -193,7 +200,7 @@ Result<void> Processors::restore_timers(const ProcessorsState& state) {
     }
     TRY_CONTEXT(transfer->restore_after_irqchip(vcpu_state, deadline), "vCPU state");
     // The guest's watchdogs shall not take the pause for a lockup. EINVAL: it has no kvmclock.
-    ::ioctl(transfer->vcpu().fd().get(), KVM_KVMCLOCK_CTRL, 0);
+    if (has_kvmclock(vcpu_state)) ::ioctl(transfer->vcpu().fd().get(), KVM_KVMCLOCK_CTRL, 0);
   }
   return {};
 }

@@ -30,9 +30,10 @@ void DirtyLog::mark(u64 ram_offset, u64 length) {
 
 void DirtyLog::collect(PageSet& pages) {
   CHECK(pages.words().size() == words_.size());
+  const std::span<u64> words = pages.words();
   for (u64 index = 0; index < words_.size(); ++index) {
     if (words_[index].load(std::memory_order_relaxed) == 0) continue;
-    pages.words()[index] |= words_[index].exchange(0, std::memory_order_relaxed);
+    words[index] |= words_[index].exchange(0, std::memory_order_relaxed);
   }
 }
 
