@@ -175,7 +175,7 @@ Result<void> Reverter::restore_memory(const snapshot::SnapshotNode& target,
     memory::PageSet fewer = pages;
     u64 last = 0;
     pages.for_each_run([&](u64 first, u64 count) { last = first + count - 1; });
-    fewer.words()[last / 64] &= ~(u64{1} << (last % 64));
+    fewer.words_to_fill()[last / 64] &= ~(u64{1} << (last % 64));
     snapshot::restore_pages(machine_.memory(), *target.image, fewer);
   } else {
     snapshot::restore_pages(machine_.memory(), *target.image, pages);

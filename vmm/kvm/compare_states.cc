@@ -111,4 +111,17 @@ Result<void> compare_states(const ProcessorsState& expected, const ProcessorsSta
   return {};
 }
 
+std::vector<Gpa> clock_pages(const ProcessorsState& state) {
+  std::vector<Gpa> pages;
+  for (const VcpuState& vcpu : state.vcpus) {
+    for (const MsrValue& msr : vcpu.msrs) {
+      const bool is_clock =
+          msr.index == MSR_KVM_SYSTEM_TIME || msr.index == MSR_KVM_SYSTEM_TIME_NEW;
+      // Bit 0: enabled. The structure is 4-byte aligned and may not cross a page.
+      if (is_clock && (msr.value & 1) != 0) pages.push_back(Gpa{msr.value & ~u64{3}});
+    }
+  }
+  return pages;
+}
+
 }  // namespace kvm

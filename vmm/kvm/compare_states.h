@@ -5,6 +5,8 @@
 
 #pragma once
 
+#include <vector>
+
 #include "vmm/base/result.h"
 #include "vmm/kvm/processors.h"
 
@@ -12,5 +14,9 @@ namespace kvm {
 
 // The Error names the first register group that differs.
 Result<void> compare_states(const ProcessorsState& expected, const ProcessorsState& found);
+
+// Where the guest has its kvmclock structures: KVM writes them anew whenever the clock is set, so
+// they are not T's after a restore.
+std::vector<Gpa> clock_pages(const ProcessorsState& state);
 
 }  // namespace kvm
