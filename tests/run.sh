@@ -20,17 +20,18 @@ say() { printf '== %s\n' "$*" >&2; }
 
 install_packages $BUILD_PACKAGES $TEST_PACKAGES
 
+# build PRESET [TARGET]
 build() {
   say "build: $1"
   cmake --preset "$1" >/dev/null
-  cmake --build --preset "$1"
+  cmake --build --preset "$1" ${2:+--target "$2"}
 }
 
 if [ -n "$sanitizers" ]; then
   for preset in asan tsan; do
-    build "$preset"
+    build "$preset" unit_tests
     say "unit tests: $preset"
-    ctest --preset "$preset" -j2 --output-on-failure
+    ctest --preset "$preset" -j2
   done
 fi
 
