@@ -5,7 +5,7 @@ Both run in the same outer machine on the same KVM, and take turns. The work bet
 written, read back and synced. Time is taken at a client that holds the control socket open, from the request to the
 answer, and to the first answer of the guest's shell. Medians.
 
-    bench_revert.py [ROUNDS]     default 7; one VMM alone where quicksave was not brought along
+    bench_revert.py [ROUNDS]     default 5; QEMU alone where quicksave was not brought along
 """
 
 import http.client
@@ -15,9 +15,10 @@ import shutil
 import socket
 import statistics
 import sys
+import threading
 import time
 
-from harness import RESULTS, Guest, check_same_run, note, plant_nonce
+from harness import RESULTS, Failure, Guest, check_same_run, note, plant_nonce
 from vmm import WORK, Qemu, Quicksave, debian
 
 WORKLOAD = r"""
@@ -27,8 +28,9 @@ for package in /root/debs/*.deb; do dpkg-deb -x $package /srv/unpacked; done
 dd if=/dev/urandom of=/srv/file bs=64k count=64 2>/dev/null
 tar -cf /srv/archive.tar -C /srv/unpacked .
 sync
-sha256sum /srv/archive.tar >/srv/sum
+md5sum /srv/archive.tar >/srv/sum
 """
+CLEAN_UP = "rm -rf /srv/unpacked /srv/file /srv/archive.tar /srv/sum; sync"
 
 
 class UnixHttp(http.client.HTTPConnection):
@@ -42,6 +44,8 @@ class UnixHttp(http.client.HTTPConnection):
 
 
 class QuicksaveClient:
+    """Reverts over the VM's own socket, held open."""
+
     def __init__(self, vmm, name):
         self._http = UnixHttp("%s/run/%s/api.sock" % (vmm.home, name))
 
@@ -50,7 +54,7 @@ class QuicksaveClient:
         answer = self._http.getresponse()
         body = answer.read().decode()
         if answer.status >= 300:
-            raise SystemExit("revert was refused: %d %s" % (answer.status, body))
+            raise Failure("revert was refused: %d %s" % (answer.status, body))
         return json.loads(body) if body else {}
 
 
@@ -63,49 +67,92 @@ class QemuClient:
         return {}
 
 
+class Contestant:
+    """One VMM with its guest, and what was measured of it."""
+
+    def __init__(self, vmm, client, guest=None):
+        self.vmm = vmm
+        self.guest = guest or Guest(vmm, "bench-" + vmm.kind).boot(debian(memory=256, cpus=1))
+        self.client = client(vmm, self.guest.name)
+        self.answered, self.alive, self.own = [], [], []
+
+    def snapshot(self):
+        """The guest is in the middle of its life at T: the work was done once before."""
+        self.planted = plant_nonce(self.guest.console)
+        self.guest.console.check(WORKLOAD, 240)
+        self.guest.console.check(CLEAN_UP, 60)
+        self.guest.snapshot("bench")
+        self.guest.console.attach()
+        return self
+
+    def round(self):
+        self.guest.console.check(WORKLOAD, 240)
+        started = time.monotonic()
+        answer = self.client.revert("bench")
+        self.answered.append(time.monotonic() - started)
+        self.guest.console.attach()
+        self.alive.append(time.monotonic() - started)
+        self.own.append((answer.get("total_us", 0), answer.get("dirty_pages", 0), answer.get("clusters", 0)))
+        check_same_run(self.guest.console, self.planted)
+        if self.guest.console.run("test -e /srv/archive.tar").status == 0:
+            raise Failure("%s left a file of the abandoned run" % self.guest.name)
+
+    def seconds(self):
+        return statistics.median(self.answered)
+
+    def line(self):
+        text = "%-10s %8.1f ms to the answer, %8.1f ms to the shell's answer" % (
+            self.vmm.kind, 1e3 * self.seconds(), 1e3 * statistics.median(self.alive))
+        if self.vmm.kind == "quicksave":
+            text += "  (its own figure %.1f ms; %d dirty pages, %d clusters)" % (
+                statistics.median(o[0] for o in self.own) / 1e3, statistics.median(o[1] for o in self.own),
+                statistics.median(o[2] for o in self.own))
+        return text
+
+
+def side_by_side(functions):
+    """Runs all at once, for they wait for an emulated CPU each; the results in order. The first error is raised."""
+    results, errors = [None] * len(functions), []
+
+    def run(index):
+        try:
+            results[index] = functions[index]()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(functions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results
+
+
 def main():
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else int(os.environ.get("NESTED_ROUNDS", "7"))
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else int(os.environ.get("NESTED_ROUNDS", "5"))
     os.makedirs(WORK, exist_ok=True)
     os.makedirs(RESULTS, exist_ok=True)
-    machines = []
-    for kind, client in ((Quicksave, QuicksaveClient), (Qemu, QemuClient)):
-        if kind is Quicksave and not shutil.which("quicksave"):
-            note("no quicksave here: QEMU alone")
-            continue
-        vmm = kind()
-        guest = Guest(vmm, "bench-" + kind.kind).boot(debian(memory=256, cpus=1))
-        planted = plant_nonce(guest.console)
-        # The guest is in the middle of its life at T: the work was done once before.
-        guest.console.check(WORKLOAD, 240)
-        guest.console.check("rm -rf /srv/unpacked /srv/file /srv/archive.tar /srv/sum; sync", 60)
-        guest.snapshot("clean")
-        guest.console.attach()
-        machines.append((guest, client(vmm, guest.name), planted, [], [], []))
-    for _ in range(rounds):
-        for guest, client, planted, answered, alive, own in machines:
-            guest.console.check(WORKLOAD, 240)
-            started = time.monotonic()
-            answer = client.revert("clean")
-            answered.append(time.monotonic() - started)
-            guest.console.attach()
-            alive.append(time.monotonic() - started)
-            own.append((answer.get("total_us", 0), answer.get("dirty_pages", 0), answer.get("clusters", 0)))
-            check_same_run(guest.console, planted)
-            if guest.console.run("test -e /srv/archive.tar").status == 0:
-                raise SystemExit("not ok bench.revert: %s left a file of the abandoned run" % guest.name)
-    table = {}
-    for guest, _, _, answered, alive, own in machines:
-        table[guest.vmm.kind] = statistics.median(answered)
-        print("%-10s revert, median of %d: %8.1f ms   to the shell's answer %8.1f ms%s" % (
-            guest.vmm.kind, rounds, 1e3 * statistics.median(answered), 1e3 * statistics.median(alive),
-            "   (its own figure %.1f ms, %d dirty pages, %d clusters)" % (
-                statistics.median(o[0] for o in own) / 1e3, statistics.median(o[1] for o in own),
-                statistics.median(o[2] for o in own)) if guest.vmm.kind == "quicksave" else ""), flush=True)
-        guest.stop()
-    if len(table) < 2:
+    kinds = [(Quicksave, QuicksaveClient), (Qemu, QemuClient)]
+    if not shutil.which("quicksave"):
+        note("no quicksave here: QEMU alone")
+        kinds = kinds[1:]
+    try:
+        contestants = side_by_side([lambda k=kind, c=client: Contestant(k(), c).snapshot() for kind, client in kinds])
+        for _ in range(rounds):
+            for contestant in contestants:
+                contestant.round()
+    except Exception as error:
+        print("not ok bench.revert: %s" % error, flush=True)
+        return 1
+    for contestant in contestants:
+        print(contestant.line(), flush=True)
+        contestant.guest.stop()
+    if len(contestants) < 2:
         print("ok bench.revert (no ratio: one VMM)")
         return 0
-    ratio = table["qemu"] / table["quicksave"]
+    ratio = contestants[1].seconds() / contestants[0].seconds()
     print("ratio: quicksave reverts %.1f times faster than QEMU's loadvm" % ratio, flush=True)
     wanted = float(os.environ.get("NESTED_WANTED_RATIO", "20"))
     print(("ok bench.revert" if ratio >= wanted else "not ok bench.revert: less than %.0f times" % wanted), flush=True)

@@ -1,14 +1,14 @@
 #!/bin/sh
 # One group of nested scenarios as one test: one outer machine is booted for all of the group.
 #
-#   ctest.sh selftest|boot|snapshot|bench [QUICKSAVE]
+#   ctest.sh images|boot|snapshot|bench [QUICKSAVE]
 #
 # QUICKSAVE defaults to build/release/quicksave. NESTED_VMM=qemu runs the scenarios against QEMU instead, which shows that
 # a scenario is right before it judges quicksave. Status 77: skipped, the reason is the last line.
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 project=$(dirname -- "$(dirname -- "$here")")
-group=${1:?usage: ctest.sh selftest|boot|snapshot|bench [QUICKSAVE]}
+group=${1:?usage: ctest.sh images|boot|snapshot|bench [QUICKSAVE]}
 binary=${2:-$project/build/release/quicksave}
 
 skip() {
@@ -21,13 +21,15 @@ done
 [ "$(id -u)" = 0 ] || [ -f "${QUICKSAVE_GUEST_CACHE:-$project/build/guests}/outer/.key" ] ||
   skip "building the guests' images needs root"
 
-set -- -t "${NESTED_SECONDS:-900}" -o "$project/build/nested/$group"
+[ "$group" != images ] || exec sh "$project/guests/nested/outer.sh"
+
+set -- -t "${NESTED_SECONDS:-1400}" -o "$project/build/nested/$group"
 if [ "${NESTED_VMM:-quicksave}" = quicksave ]; then
   [ -x "$binary" ] || skip "no program at $binary"
   set -- "$@" -b "$binary"
 fi
 case $group in
-selftest | boot | snapshot) script=$here/$group.py ;;
+boot | snapshot) script=$here/$group.py ;;
 bench) script=$here/bench_revert.py ;;
 *) echo "unknown group: $group" >&2; exit 2 ;;
 esac

@@ -25,7 +25,7 @@ mkdir -p /srv/w /run/w
 i=0
 while :; do
   i=$((i + 1))
-  head -c $((RANDOM % 20000 + 500)) /dev/urandom >/srv/w/$i.tmp
+  head -c $((RANDOM % 9000 + 500)) /dev/urandom >/srv/w/$i.tmp
   read -r hash rest < <(sha256sum /srv/w/$i.tmp)
   sync /srv/w/$i.tmp
   mv /srv/w/$i.tmp /srv/w/$i
@@ -84,7 +84,7 @@ def prepare(vmm, shared):
     facts["sleeper"] = console.check("sleep 100000 >/dev/null 2>&1 & echo $!")
     console.start("exec /root/writer")
     deadline = time.monotonic() + 60 * PATIENCE
-    while console.run("test -s /run/w/done && test $(wc -l </run/w/done) -ge 5").status != 0:
+    while console.run("test -s /run/w/done && test $(wc -l </run/w/done) -ge 10").status != 0:
         expect(time.monotonic() < deadline, "the writer wrote nothing: " + console.run("ls -l /srv/w; ps aux | tail -5").output)
         time.sleep(1)
     dirty = int(console.check("awk '/^Dirty:/ { print $2 }' /proc/meminfo"))

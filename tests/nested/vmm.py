@@ -14,8 +14,9 @@ import time
 
 from guest import PATIENCE
 
-GUESTS = "/guests"
-WORK = "/payload/work"
+# Inside the outer machine; the demonstration runs on a host of its own, too.
+GUESTS = os.environ.get("NESTED_GUESTS", "/guests")
+WORK = os.environ.get("NESTED_WORK", "/payload/work")
 
 
 class VmmError(Exception):
@@ -101,19 +102,21 @@ class Quicksave:
         return [entry["name"] for entry in json.loads(command("quicksave", "snapshot", "list", name, "--json"))]
 
     def snapshot_disk(self, name, snapshot, out):
-        """The snapshot's first disk as one raw file, read by qemu-img alone."""
-        shown = json.loads(command("quicksave", "snapshot", "show", "%s@%s" % (name, snapshot), "--json"))
-        disk = shown["disks"][0]
-        path = disk["path"]
-        command("qemu-img", "check", "-q", "-f", "qcow2", path)
-        info = json.loads(command("qemu-img", "info", "-U", "--output=json", path))
-        if "backing-filename" not in info:
-            # The layer below is named by the manifest, not by the image: say it on a copy.
-            copy = out + ".qcow2"
-            shutil.copyfile(path, copy)
-            command("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", disk.get("base", GUESTS + "/debian.qcow2"), "-F", "qcow2", copy)
-            path = copy
-        command("qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", path, out)
+        """The snapshot's first disk as one raw file, made by qemu-img alone from copies of the layers that the manifest names."""
+        disk = json.loads(command("quicksave", "snapshot", "show", "%s@%s" % (name, snapshot), "--json"))["disks"][0]
+        below = disk["bases"][-1]
+        path, form = below["path"], below["format"]
+        for number, layer in enumerate(disk["layers"]):
+            original = "%s/snapshots/%s/%s" % (self.home, layer["owner"], layer["file"])
+            command("qemu-img", "check", "-q", "-f", "qcow2", original)
+            copy = "%s.%d" % (out, number)
+            shutil.copyfile(original, copy)
+            # What lies below is named by the manifest alone: say it on the copy.
+            command("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", path, "-F", form, copy)
+            path, form = copy, "qcow2"
+        command("qemu-img", "convert", "-U", "-f", form, "-O", "raw", path, out)
+        for number in range(len(disk["layers"])):
+            os.unlink("%s.%d" % (out, number))
 
     def stop(self, name):
         """Ends the VM whatever its guest does, and takes its name away."""
