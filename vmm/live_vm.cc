@@ -218,7 +218,7 @@ Result<void> LiveVm::press_power_button() {
   return {};
 }
 
-void LiveVm::kill() { end(exit_status_); }
+void LiveVm::kill() { end(state_ == VmState::halted ? exit_status_ : ExitStatus::killed); }
 
 void LiveVm::create_snapshot(const control::SnapshotRequest& request,
                              std::function<void(const control::SnapshotResult&)> paused_done,

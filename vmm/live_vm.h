@@ -26,7 +26,7 @@
 namespace vmm {
 
 // How the VM ended, as exit status.
-enum class ExitStatus : int { powered_off = 0, crashed = 1, vmm_failed = 125 };
+enum class ExitStatus : int { powered_off = 0, crashed = 1, vmm_failed = 125, killed = 137 };
 
 class LiveVm final : public control::VmControl,
                      private MachineObserver,

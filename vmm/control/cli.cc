@@ -343,12 +343,19 @@ int parse_and_work(int argc, char** argv, Launcher& launcher) {
   return status ? *status : report(status.error());
 }
 
+// What the caller left open is not ours: a VM that outlives its shell would keep the shell's locks
+// and pipes.
+void close_inherited_descriptors() { ::close_range(STDERR_FILENO + 1, ~0u, 0); }
+
 }  // namespace
 
 int main(int argc, char** argv, Launcher& launcher) {
   fill_standard_streams();
+  close_inherited_descriptors();
   // A reader of our output, or a client of our sockets, may go away at any time.
   ::signal(SIGPIPE, SIG_IGN);
+  // A file size limit shows as EFBIG, like a full disk.
+  ::signal(SIGXFSZ, SIG_IGN);
   return parse_and_work(argc, argv, launcher);
 }
 
