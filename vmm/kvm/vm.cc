@@ -148,9 +148,10 @@ Result<void> Vm::collect_dirty(memory::PageSet& pages) {
   for (const Slot& slot : slots_) {
     kvm_dirty_log log{};
     log.slot = slot.id;
-    log.dirty_bitmap = &logged_.words()[slot.first_word()];
+    log.dirty_bitmap = &logged_.words_to_fill()[slot.first_word()];
     TRY(KVM_CALL(fd_, KVM_GET_DIRTY_LOG, &log));
   }
+  logged_.find_occupied();
   pages.unite(logged_);
   tlb_flushed_ = false;
   return {};
@@ -159,12 +160,14 @@ Result<void> Vm::collect_dirty(memory::PageSet& pages) {
 Result<void> Vm::rearm_dirty(const memory::PageSet& pages) {
   CHECK(dirty_logging_ == DirtyLogging::on && pages.page_count() == logged_.page_count());
   for (const Slot& slot : slots_) {
-    const std::span<const u64> words = pages.words().subspan(slot.first_word(), slot.word_count());
+    const u64 begin = slot.first_word();
+    const std::span<const u64> words = pages.words().subspan(begin, slot.word_count());
     u64 first = 0;  // of the run found so far, which ends before `end`
     u64 end = 0;
-    for (u64 word = 0; word < words.size(); ++word) {
+    for (u64 word = pages.next_word(begin) - begin; word < words.size();
+         word = pages.next_word(begin + word + 1) - begin) {
       if (words[word] == 0) continue;
-      if ((words[word] & logged_.words()[slot.first_word() + word]) != 0) tlb_flushed_ = true;
+      if ((words[word] & logged_.words()[begin + word]) != 0) tlb_flushed_ = true;
       if (end != 0 && word - end > kMergedGapWords) {
         TRY(clear_dirty(slot, words, first, end));
         end = 0;

@@ -23,17 +23,25 @@ void DirtyLog::mark(u64 ram_offset, u64 length) {
     const u64 bits = mask(from, to);
     // A queue's ring pages are marked again and again: look before taking the cache line.
     if ((words_[index].load(std::memory_order_relaxed) & bits) != bits) {
-      words_[index].fetch_or(bits, std::memory_order_relaxed);
+      words_[index].fetch_or(bits);
     }
+    // After the word, both sequentially consistent, and in collect() the other way round: who finds
+    // the group marked here is seen there.
+    std::atomic<u8>& occupied = occupied_[index / kGroupWords];
+    if (occupied.load() == 0) occupied.store(1);
   }
 }
 
 void DirtyLog::collect(PageSet& pages) {
   CHECK(pages.words().size() == words_.size());
-  const std::span<u64> words = pages.words();
-  for (u64 index = 0; index < words_.size(); ++index) {
-    if (words_[index].load(std::memory_order_relaxed) == 0) continue;
-    words[index] |= words_[index].exchange(0, std::memory_order_relaxed);
+  for (u64 group = 0; group < occupied_.size(); ++group) {
+    if (occupied_[group].load(std::memory_order_relaxed) == 0) continue;
+    occupied_[group].exchange(0);
+    const u64 end = std::min((group + 1) * kGroupWords, u64{words_.size()});
+    for (u64 index = group * kGroupWords; index < end; ++index) {
+      if (words_[index].load(std::memory_order_relaxed) == 0) continue;
+      pages.insert_word(index, words_[index].exchange(0));
+    }
   }
 }
 

@@ -18,17 +18,23 @@ namespace memory {
 
 class DirtyLog final {
  public:
-  explicit DirtyLog(u64 page_count) : words_((page_count + 63) / 64) {}
+  explicit DirtyLog(u64 page_count)
+      : words_((page_count + 63) / 64), occupied_((words_.size() + kGroupWords - 1) / kGroupWords) {}
 
   // Every page that [offset, offset + length) touches, the last one included; none for length 0.
   // REQUIRES: the range lies within RAM.
   void mark(u64 ram_offset, u64 length);
 
-  // Adds the marked pages to `pages` and leaves the log empty.
+  // Adds the marked pages to `pages` and leaves the log empty. A page that is being marked is found
+  // now or by the next call.
   void collect(PageSet& pages);
 
  private:
+  static constexpr u64 kGroupWords = 64;
+
   std::vector<std::atomic<u64>> words_;
+  // Whether there can be pages in each group of words; set after the words, taken before them.
+  std::vector<std::atomic<u8>> occupied_;
 };
 
 }  // namespace memory

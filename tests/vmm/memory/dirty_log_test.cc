@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <thread>
 
 namespace {
@@ -55,6 +56,45 @@ TEST(DirtyLog, MarksFromSeveralThreadsAreAllKept) {
   PageSet pages(4096);
   log.collect(pages);
   EXPECT_EQ(pages.count(), 4096u);
+}
+
+TEST(DirtyLog, FarApartPagesOfMuchMemoryAreCollectedTwice) {
+  constexpr u64 kPages = 3 * 4096 + 5;  // the last group is not full
+  DirtyLog log(kPages);
+  for (int round = 0; round < 2; ++round) {
+    for (const u64 page : {u64{0}, u64{4095}, u64{4096}, kPages - 1}) log.mark(page * 4096, 1);
+    PageSet pages(kPages);
+    log.collect(pages);
+    EXPECT_EQ(pages.count(), 4u);
+    EXPECT_TRUE(pages.contains(kPages - 1));
+  }
+}
+
+// Every operation against the same on a plain list, over groups that are full, empty and cut.
+TEST(PageSet, PassesOverNothingThatIsThere) {
+  constexpr u64 kPages = 5 * 4096 + 77;
+  for (u64 seed = 1; seed < 200; ++seed) {
+    PageSet left(kPages);
+    PageSet right(kPages);
+    std::vector<bool> expected(kPages);
+    for (u64 i = 0; i < seed % 7; ++i) {
+      const u64 page = (seed * 2654435761u + i * 40503u * seed) % kPages;
+      (i % 2 == 0 ? left : right).insert(page);
+      expected[page] = true;
+    }
+    right.words_to_fill()[seed % 320] |= 1;
+    expected[seed % 320 * 64] = true;
+    right.find_occupied();
+    left.unite(right);
+    std::vector<bool> found(kPages);
+    left.for_each_run([&](u64 first, u64 count) {
+      for (u64 page = first; page < first + count; ++page) found[page] = true;
+    });
+    ASSERT_EQ(found, expected) << "seed " << seed;
+    ASSERT_EQ(left.count(), static_cast<u64>(std::count(expected.begin(), expected.end(), true)));
+    left.reset();
+    ASSERT_EQ(left, PageSet(kPages));
+  }
 }
 
 TEST(PageSet, RunsJoinAcrossWords) {
