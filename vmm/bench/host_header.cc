@@ -8,11 +8,20 @@
 #include <fstream>
 
 #include "vmm/control/version.h"
-#include "vmm/kvm/cpuid.h"
 #include "vmm/kvm/kvm.h"
 
 namespace bench {
 namespace {
+
+// As the host's kernel names it: KVM's CPUID has no name on every host.
+std::string processor_text() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    const std::size_t colon = line.find(": ");
+    if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);
+  }
+  return "unknown";
+}
 
 std::string kernel_text() {
   utsname names{};
@@ -56,7 +65,7 @@ std::vector<std::pair<std::string, std::string>> host_header(
           {"version", control::kVersion},
           {"date", date_text()},
           {"KVM", kvm ? std::string(kvm->kind_name()) : kvm.error().message()},
-          {"processor", kvm ? kvm::cpu_name(kvm->supported_cpuid()) : "unknown"},
+          {"processor", processor_text()},
           {"kernel", kernel_text()},
           {"memory", memory_line()},
           {"load", load_text()},

@@ -2,15 +2,14 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <fstream>
+#include <sstream>
 
-#include "vmm/base/fd.h"
 #include "vmm/bench/plan.h"
 #include "vmm/bench/revert_rig.h"
 
 namespace bench {
 namespace {
-
-constexpr u64 kMaximumSmapsBytes = 16 * base::kMiB;
 
 // proc(5): a mapping's lines begin with "START-END PERMISSIONS ..." in hexadecimal.
 bool is_heading(const std::string& line, u64& mapping_bytes) {
@@ -46,9 +45,14 @@ ResidentMemory resident_memory(std::string_view smaps, u64 ram_bytes, std::strin
 }
 
 Result<ResidentMemory> resident_memory_of(pid_t pid, u64 ram_bytes, const std::string& snapshots) {
-  const std::string smaps =
-      TRY(base::read_whole_file(fmt::format("/proc/{}/smaps", pid), kMaximumSmapsBytes));
-  return resident_memory(smaps, ram_bytes, snapshots);
+  // A file of proc has no size, so not by read_whole_file().
+  const std::string path = fmt::format("/proc/{}/smaps", pid);
+  std::ifstream file(path);
+  std::stringstream smaps;
+  smaps << file.rdbuf();
+  const ResidentMemory memory = resident_memory(smaps.str(), ram_bytes, snapshots);
+  if (memory.own_bytes == 0) return make_error(ErrorKind::failed, "\"{}\" says nothing", path);
+  return memory;
 }
 
 Result<Table> measure_resident(const Plan& plan) {
