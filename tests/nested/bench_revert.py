@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """In-place revert of a stock Debian guest of 256 MiB after real work, beside QEMU's `loadvm` of the same guest.
 
-Both run in the same outer machine on the same KVM, and take turns. The work between two reverts: packages unpacked, files
+Both run in the same outer machine on the same KVM, one after the other, so that neither takes the other's time. The work between two reverts: packages unpacked, files
 written, read back and synced. Time is taken at a client that holds the control socket open, from the request to the
 answer, and to the first answer of the guest's shell. Medians.
 
@@ -15,7 +15,6 @@ import shutil
 import socket
 import statistics
 import sys
-import threading
 import time
 
 from harness import RESULTS, Failure, Guest, check_same_run, note, plant_nonce
@@ -97,6 +96,13 @@ class Contestant:
         if self.guest.console.run("test -e /srv/archive.tar").status == 0:
             raise Failure("%s left a file of the abandoned run" % self.guest.name)
 
+    def race(self, rounds):
+        self.snapshot()
+        for _ in range(rounds):
+            self.round()
+        self.guest.stop()
+        return self
+
     def seconds(self):
         return statistics.median(self.answered)
 
@@ -110,26 +116,6 @@ class Contestant:
         return text
 
 
-def side_by_side(functions):
-    """Runs all at once, for they wait for an emulated CPU each; the results in order. The first error is raised."""
-    results, errors = [None] * len(functions), []
-
-    def run(index):
-        try:
-            results[index] = functions[index]()
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(functions))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return results
-
-
 def main():
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else int(os.environ.get("NESTED_ROUNDS", "5"))
     os.makedirs(WORK, exist_ok=True)
@@ -138,17 +124,15 @@ def main():
     if not shutil.which("quicksave"):
         note("no quicksave here: QEMU alone")
         kinds = kinds[1:]
+    contestants = []
     try:
-        contestants = side_by_side([lambda k=kind, c=client: Contestant(k(), c).snapshot() for kind, client in kinds])
-        for _ in range(rounds):
-            for contestant in contestants:
-                contestant.round()
+        for kind, client in kinds:
+            contestants.append(Contestant(kind(), client).race(rounds))
     except Exception as error:
         print("not ok bench.revert: %s" % error, flush=True)
         return 1
     for contestant in contestants:
         print(contestant.line(), flush=True)
-        contestant.guest.stop()
     if len(contestants) < 2:
         print("ok bench.revert (no ratio: one VMM)")
         return 0

@@ -33,4 +33,11 @@ boot | snapshot) script=$here/$group.py ;;
 bench) script=$here/bench_revert.py ;;
 *) echo "unknown group: $group" >&2; exit 2 ;;
 esac
-exec sh "$project/guests/nested/run.sh" "$@" "$script"
+rm -rf "$project/build/nested/$group"
+status=0
+sh "$project/guests/nested/run.sh" "$@" "$script" || status=$?
+# What needs no emulated machine is judged outside of it, where it takes no minutes.
+if [ "$group" = snapshot ] && [ -d "$project/build/nested/snapshot/disk" ]; then
+  python3 "$here/check_disk.py" "$project/build/nested/snapshot" "${QUICKSAVE_GUEST_CACHE:-$project/build/guests}/debian/debian.qcow2" || status=1
+fi
+exit "$status"

@@ -7,14 +7,12 @@ to the console.
 """
 
 import os
-import re
-import subprocess
 import sys
 import time
 
 from guest import PATIENCE
-from harness import Guest, check_same_run, check_timers, expect, note, plant_nonce, run_all
-from vmm import WORK, command, debian
+from harness import RESULTS, Guest, check_same_run, check_timers, expect, note, plant_nonce, run_all
+from vmm import debian
 
 CPUS = 2
 
@@ -76,7 +74,7 @@ def verify(t, facts, writer=True):
 
 
 def prepare(vmm, shared):
-    t = Guest(vmm, "t").boot(debian(memory=384, cpus=CPUS))
+    t = Guest(vmm, "t").boot(debian(memory=256, cpus=CPUS))
     console = t.console
     console.check("sha256sum /usr/bin/perl >/dev/null; modprobe -n ext4 || true")
     console.put("/root/writer", WRITER)
@@ -111,7 +109,7 @@ def revert_after_files_are_gone(vmm, shared):
 def revert_after_memory_is_full(vmm, shared):
     t, facts = shared["t"], shared["facts"]
     t.console.start("exec tail -c 2G /dev/zero")
-    t.console.start("exec head -c 160M /dev/urandom >/dev/shm/fill")
+    t.console.start("exec head -c 110M /dev/urandom >/dev/shm/fill")
     time.sleep(6)
     t.revert("clean")
     expect(t.console.run("test -e /dev/shm/fill").status != 0, "a file written after T is still there")
@@ -133,35 +131,19 @@ def timers_after_revert(vmm, shared):
 
 
 def disk_of_the_snapshot(vmm, shared):
-    """The disk as it was at T, read by other people's tools: the journal is replayed, then the file system is clean, then every
-    file that had been fsynced before T is there with its hash."""
-    raw = WORK + "/snapshot.raw"
-    vmm.snapshot_disk("t", "clean", raw)
-    first = subprocess.run(["e2fsck", "-fy", raw], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    expect(first.returncode in (0, 1), "e2fsck -fy returned %d: %s" % (first.returncode, first.stdout[-500:]))
-    expect("recovering journal" in first.stdout, "there was no journal to replay: the disk is not the one of a running guest")
-    fatal = [line for line in first.stdout.splitlines() if re.search(r"corrupt|bad magic|illegal block|multiply", line, re.I)]
-    expect(not fatal, "e2fsck repaired damage: %s" % fatal[:3])
-    command("e2fsck", "-fn", raw)
-    out = WORK + "/extracted"
+    """Leaves the snapshot's layers and the list of fsynced files to check_disk.py, which runs outside."""
+    out = RESULTS + "/disk"
     os.makedirs(out, exist_ok=True)
-    command("debugfs", "-R", "rdump /srv/w " + out, raw)
+    vmm.snapshot_layers("t", "clean", out)
     with open(out + "/acked", "w") as listing:
         listing.write("\n".join(shared["facts"]["acked"]) + "\n")
-    command("sh", "-c", "cd %s/w && sha256sum --quiet -c ../acked" % out)
-    # The log on the disk may know of more files than were listed when the snapshot was asked for; those count too.
-    command("sh", "-c", "cd %s/w && sha256sum --quiet -c log" % out)
-    lines = len(open(out + "/w/log").readlines())
-    expect(lines >= len(shared["facts"]["acked"]), "the log on the disk is shorter than what was fsynced")
-    note("disk of the snapshot: %d files fsynced before T, all there" % lines)
-    os.unlink(raw)
 
 
 def console_in_mid_output(vmm, shared):
     """A snapshot while the guest prints: after a revert the rest comes, no byte lost and none twice."""
     t = shared["t"]
     console = t.console
-    count = 600
+    count = 300
     whole = "".join("line %d of the long output\n" % number for number in range(1, count + 1))
     start = console.mark()
     console.send("\x15\n i=0; while [ $i -lt %d ]; do i=$((i+1)); echo \"line $i of the long output\"; done\n" % count)
@@ -173,7 +155,7 @@ def console_in_mid_output(vmm, shared):
     console.wait_for(r"^line %d of the long output$" % count, start, 120)
     expect(whole in console.text(start), "the snapshot damaged the output that was running")
     time.sleep(1)
-    for _ in range(2):
+    for _ in range(1):
         again = console.mark()
         t.vmm.revert(t.name, "printing")
         console.wait_for(r"^line %d of the long output\n" % count, again, 120)
@@ -247,7 +229,7 @@ if __name__ == "__main__":
         ("revert.timers_tick", timers_after_revert),
         ("revert.after_memory_is_full", revert_after_memory_is_full),
         ("revert.after_a_panic", revert_after_a_panic),
-        ("snapshot.disk_holds_what_was_fsynced", disk_of_the_snapshot),
+        ("snapshot.disk_is_left_for_check_disk", disk_of_the_snapshot),
         ("console.survives_a_snapshot_in_mid_output", console_in_mid_output),
         ("restore.into_a_new_process", restore_into_new_process),
         ("revert.in_the_restored_process", revert_in_the_restored_process),

@@ -101,22 +101,11 @@ class Quicksave:
     def snapshots(self, name):
         return [entry["name"] for entry in json.loads(command("quicksave", "snapshot", "list", name, "--json"))]
 
-    def snapshot_disk(self, name, snapshot, out):
-        """The snapshot's first disk as one raw file, made by qemu-img alone from copies of the layers that the manifest names."""
+    def snapshot_layers(self, name, snapshot, out):
+        """Copies of the first disk's layers, as OUT/layer-N.qcow2, the lowest first; below them lies the guest's image."""
         disk = json.loads(command("quicksave", "snapshot", "show", "%s@%s" % (name, snapshot), "--json"))["disks"][0]
-        below = disk["bases"][-1]
-        path, form = below["path"], below["format"]
         for number, layer in enumerate(disk["layers"]):
-            original = "%s/snapshots/%s/%s" % (self.home, layer["owner"], layer["file"])
-            command("qemu-img", "check", "-q", "-f", "qcow2", original)
-            copy = "%s.%d" % (out, number)
-            shutil.copyfile(original, copy)
-            # What lies below is named by the manifest alone: say it on the copy.
-            command("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", path, "-F", form, copy)
-            path, form = copy, "qcow2"
-        command("qemu-img", "convert", "-U", "-f", form, "-O", "raw", path, out)
-        for number in range(len(disk["layers"])):
-            os.unlink("%s.%d" % (out, number))
+            shutil.copyfile("%s/snapshots/%s/%s" % (self.home, layer["owner"], layer["file"]), "%s/layer-%d.qcow2" % (out, number))
 
     def stop(self, name):
         """Ends the VM whatever its guest does, and takes its name away."""
@@ -219,8 +208,10 @@ class Qemu:
         shutil.copyfile(self._dir(name) + "/disk.qcow2", self._dir(new_name) + "/disk.qcow2")
         self.start(new_name, self.specs[name], snapshot)
 
-    def snapshot_disk(self, name, snapshot, out):
-        command("qemu-img", "convert", "-U", "-f", "qcow2", "-l", snapshot, "-O", "raw", self._dir(name) + "/disk.qcow2", out)
+    def snapshot_layers(self, name, snapshot, out):
+        # An internal snapshot as a layer of its own.
+        command("qemu-img", "convert", "-U", "-f", "qcow2", "-l", snapshot, "-B", self.specs[name].disk, "-F", "qcow2", "-O", "qcow2",
+                self._dir(name) + "/disk.qcow2", out + "/layer-0.qcow2")
 
     def stop(self, name):
         machine = self.machines.pop(name, None)
