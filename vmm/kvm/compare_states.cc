@@ -7,6 +7,7 @@ namespace kvm {
 namespace {
 
 // SDM volume 3, "Local APIC Register Address Map"
+constexpr u32 kLapicPpr = 0xa0;            // follows from TPR, ISR and IRR, when it is next needed
 constexpr u32 kLapicIrr = 0x200;           // eight registers of 32 bits, 16 bytes apart
 constexpr u32 kLapicLvtTimer = 0x320;      // bits 7:0 the vector
 constexpr u32 kLapicCurrentCount = 0x390;  // counts down
@@ -31,6 +32,7 @@ void forget_request(StructBytes<kvm_lapic_state>& lapic, u8 vector) {
 StructBytes<kvm_lapic_state> without_timers(StructBytes<kvm_lapic_state> lapic,
                                             const kvm_ioapic_state& ioapic) {
   std::fill_n(lapic.begin() + kLapicCurrentCount, 4, u8{0});
+  std::fill_n(lapic.begin() + kLapicPpr, 4, u8{0});
   forget_request(lapic, lapic[kLapicLvtTimer]);
   for (const u32 pin : kPitPins) forget_request(lapic, ioapic.redirtbl[pin].fields.vector);
   return lapic;
@@ -78,6 +80,28 @@ bool same_msrs(const std::vector<MsrValue>& a, const std::vector<MsrValue>& b, u
   return true;
 }
 
+// What KVM leaves in fields that no flag makes valid is of no meaning, and it does not keep it.
+kvm_vcpu_events meaningful(const StructBytes<kvm_vcpu_events>& bytes) {
+  auto events = struct_of<kvm_vcpu_events>(bytes);
+  // Without payloads a pending exception is reported as injected too, and comes back as that.
+  if ((events.flags & KVM_VCPUEVENT_VALID_PAYLOAD) == 0) events.exception.pending = 0;
+  if (events.exception.injected == 0 && events.exception.pending == 0) events.exception = {};
+  if (events.exception.has_error_code == 0) events.exception.error_code = 0;
+  if (events.exception_has_payload == 0) events.exception_payload = 0;
+  if (events.interrupt.injected == 0) {
+    events.interrupt.nr = 0;
+    events.interrupt.soft = 0;
+  }
+  events.sipi_vector = 0;
+  return events;
+}
+
+bool same_events(const StructBytes<kvm_vcpu_events>& a, const StructBytes<kvm_vcpu_events>& b) {
+  const kvm_vcpu_events left = meaningful(a);
+  const kvm_vcpu_events right = meaningful(b);
+  return std::memcmp(&left, &right, sizeof left) == 0;
+}
+
 Result<void> compare_vcpus(u32 index, const VcpuState& a, const VcpuState& b,
                            const kvm_ioapic_state& ioapic) {
   const auto what = [&](std::string_view group) {
@@ -90,7 +114,7 @@ Result<void> compare_vcpus(u32 index, const VcpuState& a, const VcpuState& b,
   if (a.xsave != b.xsave) return what("the floating-point and vector state");
   if (a.debug_registers != b.debug_registers) return what("a debug register");
   if (without_timers(a.lapic, ioapic) != without_timers(b.lapic, ioapic)) return what("the LAPIC");
-  if (a.events != b.events) return what("a pending event");
+  if (!same_events(a.events, b.events)) return what("a pending event");
   u32 msr = 0;
   if (!same_msrs(a.msrs, b.msrs, msr)) return what(fmt::format("MSR {:#x}", msr));
   if ((a.tsc_deadline == 0) != (b.tsc_deadline == 0)) return what("the TSC deadline timer");
