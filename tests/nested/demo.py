@@ -147,7 +147,7 @@ def restore(planted):
 
 def race(t):
     title("7. How fast: after real work, in-place revert beside QEMU's loadvm")
-    say("   the same guest on both, the same KVM, one after the other; between two reverts the guest unpacks Debian packages,")
+    say("   the same guest on both, the same KVM, one after the other; between two reverts the guest unpacks a Debian package,")
     say("   writes files and an archive, syncs and hashes; %d rounds, medians" % ROUNDS)
     ours = Contestant(t.vmm, QuicksaveClient, t).race(ROUNDS)
     say("   now QEMU %s boots it" % qemu_version())
