@@ -77,9 +77,9 @@ started=$(date +%s.%N)
 # thread=multi: one host thread for each emulated CPU. cache=unsafe: what a test calls durable is about the
 # emulated machine's view; the host need not pay for it. No KVM of the host is involved.
 # Without 5-level paging a nested page walk is 24 steps instead of 35; a write of PKRU flushes TCG's whole TLB.
-# TCG runs `rep movsb` byte by byte: nobody shall take it for the fast way to copy (a Debian boot: a third less time).
-# nohz=off highres=off: a periodic tick on both CPUs. QEMU 7.2 changes interrupt_request without its lock on each vmrun and vmexit, so an
-# interrupt that another thread raises at that moment is lost until the next one comes; a lost one-shot timer would be the last.
+# TCG runs `rep movsb` byte by byte: nobody shall take it for the fast way to copy.
+# nohz=off highres=off: a periodic tick on both CPUs. the machine with two CPUs stops now and then, all idle,
+# as if QEMU 7.2 had lost a timer interrupt around vmrun or vmexit; this makes it rarer and does not cure it.
 TMPDIR=$run qemu-system-x86_64 -name quicksave-outer -machine q35,vmport=off -accel tcg,thread=multi,tb-size=512 -cpu "${QUICKSAVE_OUTER_CPU:-max,+svm,-la57,-pku,-pks,-erms,-fsrm}" \
   -smp "${QUICKSAVE_OUTER_CPUS:-2}" -m "$memory" -nodefaults -display none -no-reboot \
   -kernel "$outer/vmlinuz" -initrd "$outer/initrd.img" \
