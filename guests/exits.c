@@ -2,6 +2,7 @@
 //
 //   ports   unknown ports read all ones and swallow writes, in all widths and by string   PORTS ok
 //   mmio    the same for unknown addresses, also across a page's end                      MMIO ok
+//   fetch   runs code at an unknown address, which no KVM can emulate                     no answer
 // and from the console's common commands: triple-fault, reset, hang, off.
 //
 // Failures: 1 a port, 2 a string of ports, 3 an address, 4 an access across two pages.
@@ -50,9 +51,16 @@ static void command_mmio(char* arguments) {
   put_line("MMIO ok");
 }
 
+static void command_fetch(char* arguments) {
+  (void)arguments;
+  ((void (*)(void))UNKNOWN_ADDRESS)();
+  put_line("FETCHED");
+}
+
 static const struct Command commands[] = {
     {"ports", command_ports},
     {"mmio", command_mmio},
+    {"fetch", command_fetch},
     {0, 0},
 };
 

@@ -1,6 +1,7 @@
 #include "snapshot/memory_image.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -29,6 +30,27 @@ u64 uniform_run(const memory::PageSet& pages, u64 page, u64 limit) {
   return std::min(run, limit);
 }
 
+// lseek(2): a file system that does not tell its holes says that all is data; so does an error.
+memory::PageSet find_data(const base::Fd& file, u64 page_count) {
+  memory::PageSet pages(page_count);
+  const off_t end = static_cast<off_t>(page_count * base::kPageBytes);
+  for (off_t at = 0; at < end;) {
+    const off_t data = ::lseek(file.get(), at, SEEK_DATA);
+    if (data < 0 && errno == ENXIO) return pages;
+    const off_t hole = data < 0 ? -1 : ::lseek(file.get(), data, SEEK_HOLE);
+    if (hole < 0) {
+      pages.insert_all();
+      return pages;
+    }
+    at = std::min(hole, end);
+    const u64 beyond = base::divide_up(static_cast<u64>(at), base::kPageBytes);
+    for (u64 page = static_cast<u64>(data) / base::kPageBytes; page < beyond; ++page) {
+      pages.insert(page);
+    }
+  }
+  return pages;
+}
+
 }  // namespace
 
 Result<std::shared_ptr<const MemoryImage>> MemoryImage::of_file(const base::Fd& file,
@@ -41,8 +63,10 @@ Result<std::shared_ptr<const MemoryImage>> MemoryImage::of_file(const base::Fd& 
   base::Mapping view =
       TRY(base::Mapping::of_file(file, ram_bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE));
   ::madvise(view.data(), view.size_bytes(), MADV_DONTDUMP);
-  return std::shared_ptr<const MemoryImage>(
+  std::shared_ptr<MemoryImage> image(
       new MemoryImage(ram_bytes / base::kPageBytes, std::move(view)));
+  image->file_ = TRY(file.duplicate());
+  return std::shared_ptr<const MemoryImage>(std::move(image));
 }
 
 std::shared_ptr<const MemoryImage> MemoryImage::of_copy(memory::PageSet pages, base::Mapping packed,
@@ -76,7 +100,18 @@ MemoryImage::Piece MemoryImage::piece(u64 page, u64 limit) const {
     if (image->base_ == nullptr) return {nullptr, limit};
     image = image->base_.get();
   }
+  const memory::PageSet& in_file = image->pages_in_file();
+  limit = uniform_run(in_file, page, limit);
+  if (!in_file.contains(page)) return {nullptr, limit};
   return {image->bytes_.data() + page * base::kPageBytes, limit};
+}
+
+const memory::PageSet& MemoryImage::pages_in_file() const {
+  std::call_once(holes_known_, [this] {
+    in_file_ = find_data(file_, page_count_);
+    file_.reset();
+  });
+  return in_file_;
 }
 
 const u8* MemoryImage::page(u64 page) const {
@@ -86,7 +121,11 @@ const u8* MemoryImage::page(u64 page) const {
 
 void MemoryImage::populate() const {
   // Advice: a page that cannot be read now is read when it is needed.
-  if (copied_.page_count() == 0) ::madvise(bytes_.data(), bytes_.size_bytes(), MADV_POPULATE_READ);
+  if (copied_.page_count() != 0) return;
+  pages_in_file().for_each_run([&](u64 first, u64 count) {
+    ::madvise(bytes_.data() + first * base::kPageBytes, count * base::kPageBytes,
+              MADV_POPULATE_READ);
+  });
 }
 
 }  // namespace snapshot

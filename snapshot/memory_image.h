@@ -9,11 +9,15 @@
 // A copy is replaced by the view of its file once that is durable; until then the base image lives
 // on with it.
 //
+// A file's holes are not read through the view: on tmpfs a fault in a hole allocates a page, and
+// where there is no room left that is a SIGBUS. Where they are is asked at the first use.
+//
 // Thread: all calls from any thread.
 
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "vmm/base/fd.h"
@@ -51,19 +55,25 @@ class MemoryImage final {
   // Host memory that this image alone holds: the copied pages, 0 for the view of a file.
   u64 copied_bytes() const { return copied_.count() * base::kPageBytes; }
 
-  // Maps the pages of a file's view now, so that the first revert does not fault them in one by
-  // one. Reads the file: for a background thread. Does nothing for a copy.
+  // Finds the holes of a file and maps its other pages now, so that the first revert does not fault
+  // them in one by one. Reads the file: for a background thread. Does nothing for a copy.
   void populate() const;
 
  private:
   MemoryImage(u64 page_count, base::Mapping bytes)
       : page_count_(page_count), bytes_(std::move(bytes)) {}
+  const memory::PageSet& pages_in_file() const;
 
   u64 page_count_;
   base::Mapping bytes_;             // the file, or the packed pages
   memory::PageSet copied_;          // empty set (no words) for a file
   std::vector<u32> packed_before_;  // per word of copied_: pages packed before it
   std::shared_ptr<const MemoryImage> base_;
+
+  // For a file: what is no hole, and the file until that is known.
+  mutable std::once_flag holes_known_;
+  mutable memory::PageSet in_file_;
+  mutable base::Fd file_;
 };
 
 }  // namespace snapshot

@@ -96,6 +96,8 @@ class SnapshotStore final {
  public:
   // Creates the directories that are missing, 0700.
   static Result<SnapshotStore> open(std::string snapshots, std::string vms);
+  // Where the objects are, for messages.
+  const std::string& path() const { return snapshots_; }
 
   // Refused when `vm` has a snapshot of that name. Takes no long lock; call it before the pause.
   Result<SnapshotDraft> begin(const std::string& vm, const std::string& name) const;

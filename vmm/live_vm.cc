@@ -290,7 +290,11 @@ void LiveVm::halt(std::string reason, ExitStatus status) {
   exit_status_ = status;
   base::log(base::LogLevel::error, "{}: {}", name_, paused_because_);
   // Nobody can revert what runs in the foreground of a script that waits for its end.
-  if (console_target_ == control::ConsoleTarget::stdio) end(status);
+  if (console_target_ == control::ConsoleTarget::stdio) return end(status);
+  base::log_line(base::LogLevel::info,
+                 fmt::format("hint: quicksave logs {0} shows what the guest wrote; then quicksave "
+                             "revert {0}, or quicksave kill {0}",
+                             name_));
 }
 
 void LiveVm::end(ExitStatus status) {

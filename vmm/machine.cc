@@ -235,7 +235,11 @@ void Machine::serve_mmio(const kvm::MmioExit& exit) {
 }
 
 void Machine::vcpu_stopped(u32 vcpu_index, const kvm::VcpuExit& exit) {
-  observer_->guest_crashed(fmt::format("vCPU {}: {}", vcpu_index, kvm::describe(exit)));
+  // The one stop that may be the host's fault: KVM without hardware emulates only part of the set.
+  const bool blames_kvm = std::holds_alternative<kvm::InternalErrorExit>(exit);
+  observer_->guest_crashed(
+      fmt::format("vCPU {}: {}{}", vcpu_index, kvm::describe(exit),
+                  blames_kvm ? "; quicksave doctor tells what this host's KVM cannot run" : ""));
 }
 
 void Machine::vcpu_failed(u32 vcpu_index, const Error& error) {

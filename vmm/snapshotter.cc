@@ -78,7 +78,7 @@ Snapshotter::~Snapshotter() {
 void Snapshotter::create(const control::SnapshotRequest& request, bool running,
                          PausedDone paused_done, Durable durable) {
   Result<std::unique_ptr<Job>> job = prepare(request);
-  if (!job) return durable(job.error());
+  if (!job) return durable(with_remedy(job.error()));
   Stopwatch pause;
   if (running) machine_.quiesce();
   machine_is_quiet();
@@ -191,6 +191,13 @@ const MarkedLayer* Snapshotter::find_layer(std::size_t disk_index,
   return nullptr;
 }
 
+Error Snapshotter::with_remedy(Error error) const {
+  if (error.kind() != ErrorKind::no_space || !error.hint().empty()) return error;
+  return std::move(error).with_hint(fmt::format(
+      "nothing of it was kept, the VM goes on; make room for \"{}\", then take it again",
+      store_.path()));
+}
+
 // Lists what is to be written, and what the manifest will say of the disks.
 void Snapshotter::describe_disks(const SnapshotMark& mark, Job& job) {
   for (std::size_t i = 0; i < mark.disks.size(); ++i) {
@@ -279,8 +286,8 @@ void Snapshotter::finish(Job& job,
   if (!written || !adopted) {
     Error error = written ? adopted.error() : written.error();
     tree_.find(job.manifest.uuid)->name.clear();
-    return durable(std::move(error).with_context(
-        fmt::format("snapshot '{}' was not made", job.result.name)));
+    return durable(with_remedy(std::move(error))
+                       .with_context(fmt::format("snapshot '{}' was not made", job.result.name)));
   }
   job.result.total_us = job.stopwatch.total_us();
   durable(job.result);

@@ -59,6 +59,7 @@ class Snapshotter final {
   Result<std::unique_ptr<Job>> prepare(const control::SnapshotRequest& request);
   // The pause. The machine is quiet.
   Result<void> capture(Job& job);
+  Error with_remedy(Error error) const;
   Result<DiskMark> split(std::size_t disk_index);
   const MarkedLayer* find_layer(std::size_t disk_index, const blockdev::LayerPointer& layer);
   void describe_disks(const SnapshotMark& mark, Job& job);

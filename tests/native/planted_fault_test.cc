@@ -82,4 +82,23 @@ TEST_F(PlantedFault, ADeviceThatStaysBehindIsFound) {
   EXPECT_NE(result.err.find("the state of virtio-mmio.0 differs"), std::string::npos) << result.err;
 }
 
+// A revert that fails after memory was copied back halts the machine; the next revert starts from the
+// memory that is there.
+TEST_F(PlantedFault, RevertAfterOneThatFailedHalfwayIsRight) {
+  start("workload", "states");
+  vm_.ask("nonce 1\nfill 0 64 1");
+  vm_.snapshot("clean");
+  vm_.ask("nonce 2\nfill 0 64 2");
+  const std::string second = vm_.ask("hash 0 64");
+  vm_.snapshot("second");
+  const CommandResult failed = verified_revert();
+  EXPECT_EQ(failed.status, 1);
+  EXPECT_EQ(home_.state_of("t"), "halted");
+  vm_.revert("second");
+  EXPECT_EQ(vm_.ask("nonce").rfind("NONCE 2\n", 0), 0u);
+  EXPECT_EQ(vm_.ask("hash 0 64"), second);
+  vm_.revert("clean");
+  EXPECT_EQ(vm_.ask("nonce").rfind("NONCE 1\n", 0), 0u);
+}
+
 }  // namespace

@@ -8,6 +8,7 @@
 #include "vmm/bench/plan.h"
 #include "vmm/bench/qemu_vm.h"
 #include "vmm/control/output.h"
+#include "vmm/control/usage_error.h"
 
 namespace bench {
 
@@ -89,8 +90,7 @@ int main(const std::vector<std::string>& arguments) {
     control::put(app.help());
     return control::kExitDone;
   } catch (const CLI::ParseError& error) {
-    return control::report(make_error(ErrorKind::usage, "{}", error.what())
-                               .with_hint("quicksave bench revert --help"));
+    return control::report(control::usage_error(app, error, "quicksave bench"));
   }
   const Result<int> status = measure(options, arguments);
   return status ? *status : control::report(status.error());

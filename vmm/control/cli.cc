@@ -7,6 +7,7 @@
 #include <CLI/CLI.hpp>
 #include <functional>
 
+#include "vmm/control/usage_error.h"
 #include "vmm/control/verbs.h"
 #include "vmm/control/version.h"
 
@@ -19,6 +20,7 @@ Exit status:
   1    refused or failed, for the reason printed; the guest crashed
   2    the command line makes no sense
   125  Quicksave or its host failed
+  137  in the foreground: the VM was killed
 Files: $QUICKSAVE_HOME, by default ${XDG_STATE_HOME:-~/.local/state}/quicksave)";
 
 // What the parsed options amount to; filled by the callbacks of the verb that was given.
@@ -280,30 +282,6 @@ void add_verbs(CLI::App& app, Invocation& call, std::string_view word) {
   for (const Verb& verb : kVerbs) verb.add(app, call);
 }
 
-bool is_verb(std::string_view word) {
-  return std::any_of(std::begin(kVerbs), std::end(kVerbs),
-                     [&](const Verb& verb) { return verb.name == word; });
-}
-
-// The library's messages, in our form.
-int report_usage(const CLI::App& app, const CLI::ParseError& error, std::string_view word) {
-  std::string message = error.what();
-  std::string hint = "quicksave --help";
-  if (is_verb(word)) {
-    hint = fmt::format("quicksave {} --help", word);
-    const std::vector<std::string> extras = app.remaining(true);
-    if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr && !extras.empty()) {
-      const std::string& first = extras.front();
-      message = fmt::format("unknown {} \"{}\"", first.starts_with('-') ? "option" : "word", first);
-    }
-  } else if (word.empty()) {
-    message = "no verb is given";
-  } else {
-    message = fmt::format("unknown {} \"{}\"", word.starts_with('-') ? "option" : "verb", word);
-  }
-  return report(make_error(ErrorKind::usage, "{}", message).with_hint(hint));
-}
-
 // A file opened as descriptor 0, 1 or 2 would be taken for a standard stream.
 void fill_standard_streams() {
   for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; ++fd) {
@@ -337,7 +315,7 @@ int parse_and_work(int argc, char** argv, Launcher& launcher) {
     put(fmt::format("quicksave {}\n", kVersion));
     return kExitDone;
   } catch (const CLI::ParseError& error) {
-    return report_usage(app, error, word);
+    return report(usage_error(app, error, "quicksave"));
   }
   const Result<int> status = call.work();
   return status ? *status : report(status.error());

@@ -128,6 +128,11 @@ VmHome::~VmHome() {
 CommandResult VmHome::quicksave(const std::vector<std::string>& arguments,
                                 std::chrono::seconds patience,
                                 const std::vector<std::string>& environment) const {
+  return finish(begin(arguments, environment), patience);
+}
+
+pid_t VmHome::begin(const std::vector<std::string>& arguments,
+                    const std::vector<std::string>& environment) const {
   // Files, not pipes: what a detached VM inherits must not keep this waiting.
   std::string out = path_ + "/.out", err = path_ + "/.err";
   posix_spawn_file_actions_t actions;
@@ -135,15 +140,21 @@ CommandResult VmHome::quicksave(const std::vector<std::string>& arguments,
   posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
   posix_spawn_file_actions_addopen(&actions, 1, out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
   posix_spawn_file_actions_addopen(&actions, 2, err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
-  std::vector<std::string> words = {binary_path()};
+  std::vector<std::string> words = prefix_;
+  words.push_back(binary_path());
   words.insert(words.end(), arguments.begin(), arguments.end());
   std::vector<std::string> variables = environment_for(path_, environment);
   pid_t pid = -1;
-  int failed = posix_spawn(&pid, words[0].c_str(), &actions, nullptr, pointers(words).data(),
-                           pointers(variables).data());
+  int failed = posix_spawnp(&pid, words[0].c_str(), &actions, nullptr, pointers(words).data(),
+                            pointers(variables).data());
   posix_spawn_file_actions_destroy(&actions);
+  return failed ? -1 : pid;
+}
+
+CommandResult VmHome::finish(pid_t pid, std::chrono::seconds patience) const {
+  std::string out = path_ + "/.out", err = path_ + "/.err";
   CommandResult result;
-  if (!failed) {
+  if (pid > 0) {
     result.status = wait_for_process(pid, patience);
   }
   result.out = read_file(out);

@@ -55,7 +55,13 @@ class VmHome final {
   CommandResult quicksave(const std::vector<std::string>& arguments,
                           std::chrono::seconds patience = kPatience,
                           const std::vector<std::string>& environment = {}) const;
-  // ... and expects status 0 and one JSON value on stdout; null after a failure, which is recorded.
+  // The same in two steps, for what happens meanwhile. One at a time.
+  pid_t begin(const std::vector<std::string>& arguments,
+              const std::vector<std::string>& environment = {}) const;
+  CommandResult finish(pid_t pid, std::chrono::seconds patience = kPatience) const;
+  // From now on `words` stand before the program's path: {"setpriv", "--reuid", "65534"}.
+  void run_through(std::vector<std::string> words) { prefix_ = std::move(words); }
+  // Runs it and expects status 0 and one JSON value on stdout; null after a failure, which is recorded.
   nlohmann::json quicksave_json(std::vector<std::string> arguments) const;
   // The `state` that `ps --json` shows for a VM; empty if it does not list it.
   std::string state_of(const std::string& vm) const;
@@ -65,6 +71,7 @@ class VmHome final {
 
  private:
   std::string path_;
+  std::vector<std::string> prefix_;
 };
 
 class VmProcess final {
