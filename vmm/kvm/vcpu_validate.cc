@@ -1,6 +1,8 @@
 // VcpuStateTransfer::validate: what a loaded VcpuState must be before any of it reaches KVM. KVM
 // checks again, but only piece by piece, when the pieces before are already in place.
 
+#include <immintrin.h>
+
 #include <algorithm>
 
 #include "vmm/kvm/vcpu_state.h"
@@ -44,6 +46,22 @@ Result<void> check_special_registers(const kvm_sregs2& s) {
   return {};
 }
 
+// Which bits of MXCSR a processor has differs: AMD's have MM (bit 17). KVM takes those that the host
+// has. SDM volume 1, "Guidelines for Writing to the MXCSR Register": MXCSR_MASK in the FXSAVE image,
+// where 0 stands for the default.
+u32 host_mxcsr_mask() {
+  static const u32 host_mask = [] {
+    constexpr std::size_t kMaskOffset = 28;
+    constexpr u32 kDefaultMask = 0xffbf;
+    alignas(16) u8 image[512] = {};
+    ::_fxsave(image);
+    u32 mask = 0;
+    std::memcpy(&mask, &image[kMaskOffset], sizeof mask);
+    return mask != 0 ? mask : kDefaultMask;
+  }();
+  return host_mask;
+}
+
 Result<void> check_xsave(const std::vector<u8>& xsave, u64 maximum_bytes, u64 xcr0) {
   if (xsave.size() < sizeof(kvm_xsave) || xsave.size() > maximum_bytes) {
     return make_error(ErrorKind::unsupported, "{} bytes of XSAVE state, this host has {}",
@@ -53,7 +71,7 @@ Result<void> check_xsave(const std::vector<u8>& xsave, u64 maximum_bytes, u64 xc
   u64 header[8];  // SDM volume 1, "XSAVE Header": XSTATE_BV, XCOMP_BV, reserved
   std::memcpy(&mxcsr, &xsave[24], sizeof mxcsr);
   std::memcpy(header, &xsave[512], sizeof header);
-  if ((mxcsr & 0xffff'0000) != 0) return bad("MXCSR has reserved bits");
+  if ((mxcsr & ~host_mxcsr_mask()) != 0) return bad("MXCSR has bits that this host lacks");
   if ((header[0] & ~(xcr0 | 3)) != 0) return bad("XSAVE state of components this host lacks");
   for (std::size_t i = 1; i < 8; ++i) {
     if (header[i] != 0) return bad("the XSAVE header is not of the standard form");
