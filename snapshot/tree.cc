@@ -89,6 +89,12 @@ const memory::PageSet& SnapshotTree::pages_to_revert(const SnapshotNode& target)
   return scratch_;
 }
 
+void SnapshotTree::copied_back(const SnapshotNode& target) {
+  Entry* const to = entry_of(target);
+  if (to != current_) dirty_ = scratch_;  // where pages_to_revert() put them
+  current_ = to;
+}
+
 void SnapshotTree::reverted(const SnapshotNode& target) {
   current_ = entry_of(target);
   dirty_.reset();

@@ -64,7 +64,11 @@ class SnapshotTree final {
   // The pages to copy so that memory is that of `target`. Valid until the next call.
   // REQUIRES: `target` is in the tree.
   const memory::PageSet& pages_to_revert(const SnapshotNode& target);
-  // Memory is that of `target` now: it becomes current() and nothing is dirty.
+  // These pages have been copied back: `target` becomes current(), whatever fails from here on. The
+  // pages stay dirty until reverted(): not all of them may be under the dirty log's eyes yet.
+  // What pages_to_revert() returned stays valid and the same.
+  void copied_back(const SnapshotNode& target);
+  // Memory is that of `target` now and its dirty log is armed: nothing is dirty.
   void reverted(const SnapshotNode& target);
 
   // Refused for current() and for a node with children.

@@ -1,8 +1,8 @@
 // Planted faults: ways to be wrong on purpose, so that a test can prove that it would notice.
 //
 // Only the program `quicksave-faulty` has them (QUICKSAVE_PLANTED_FAULTS); there the environment
-// variable QUICKSAVE_FAULT names the one to commit. Everywhere else planted() is false at compile
-// time.
+// variable QUICKSAVE_FAULT names the one to commit. Everywhere else planted() and planted_once() are
+// false at compile time.
 
 #pragma once
 
@@ -16,8 +16,14 @@ inline bool planted(std::string_view fault) {
   static const char* const chosen = std::getenv("QUICKSAVE_FAULT");
   return chosen != nullptr && fault == chosen;
 }
+// The same, but only the first time. Thread: the control thread.
+inline bool planted_once(std::string_view fault) {
+  static bool done = false;
+  return !done && (done = planted(fault));
+}
 #else
 constexpr bool planted(std::string_view) { return false; }
+constexpr bool planted_once(std::string_view) { return false; }
 #endif
 
 }  // namespace vmm

@@ -150,7 +150,6 @@ tl::expected<control::RevertResult, RevertFailure> Reverter::revert(
     return halted(states.error());
   }
   phases.done("state");
-  tree_.reverted(target);
   if (request.verify == control::Verify::yes) {
     if (Result<void> verified = verify(target); !verified) return halted(verified.error());
     phases.done("verify");
@@ -180,6 +179,7 @@ Result<void> Reverter::restore_memory(const snapshot::SnapshotNode& target,
   } else {
     snapshot::restore_pages(machine_.memory(), *target.image, pages);
   }
+  tree_.copied_back(target);
   phases.done("memory");
   // After the copy: what the guest has mapped from now on is what lies in RAM now.
   kvm::Vm& vm = machine_.vm();
@@ -188,12 +188,15 @@ Result<void> Reverter::restore_memory(const snapshot::SnapshotNode& target,
   if (drop_first && !planted("zap")) TRY(vm.invalidate_translations(*stale_));
   TRY(vm.rearm_dirty(pages));
   if (!drop_first && !planted("zap")) TRY(vm.invalidate_translations(*stale_));
+  // Before what can fail: a revert that ends halfway may be followed by one that does not.
+  tree_.reverted(target);
   phases.done("translations");
   return {};
 }
 
 Result<void> Reverter::apply_states(const snapshot::SnapshotNode& node,
                                     control::ClockPolicy clock) {
+  if (planted_once("states")) return make_error(ErrorKind::failed, "planted");
   machine_.drain_kicks();
   machine_.processors().set_clock_policy(to_kvm(clock));
   for (std::size_t i = 0; i < node.states.size(); ++i) {

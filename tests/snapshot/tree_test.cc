@@ -43,6 +43,27 @@ TEST(SnapshotTree, RevertToWhereTheMachineStandsCopiesWhatIsDirty) {
   EXPECT_TRUE(tree.pages_to_revert(a).empty());
 }
 
+TEST(SnapshotTree, RevertThatEndsHalfwayLeavesTheMachineAtItsTargetWithThePagesStillDirty) {
+  SnapshotTree tree(kPages);
+  SnapshotNode& a = tree.add(node("a"));
+  tree.note_dirty(set({1}));
+  SnapshotNode& b = tree.add(node("b"));
+  tree.note_dirty(set({2}));
+  const PageSet& pages = tree.pages_to_revert(a);
+  EXPECT_EQ(pages, set({1, 2}));
+  tree.copied_back(a);
+  EXPECT_EQ(pages, set({1, 2}));
+  EXPECT_EQ(tree.current(), &a);
+  EXPECT_EQ(tree.pages_to_revert(a), set({1, 2}));
+  EXPECT_EQ(tree.pages_to_revert(b), set({1, 2}));
+  // To where it stands, where the answer is the tree's own set.
+  tree.copied_back(a);
+  EXPECT_EQ(tree.pages_to_revert(a), set({1, 2}));
+  tree.reverted(a);
+  EXPECT_TRUE(tree.pages_to_revert(a).empty());
+  EXPECT_EQ(tree.pages_to_revert(b), set({1}));
+}
+
 TEST(SnapshotTree, RevertToASiblingGoesThroughTheCommonAncestorOnly) {
   SnapshotTree tree(kPages);
   tree.add(node("root"));
