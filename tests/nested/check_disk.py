@@ -8,6 +8,7 @@ its hash. Without the replay first a clean check would prove nothing: `e2fsck -n
 """
 
 import glob
+import json
 import os
 import re
 import subprocess
@@ -30,7 +31,9 @@ def raw_disk(directory, base):
     """One raw file out of the layers, bottom first, by qemu-img alone. What lies below is said on our copies."""
     below = os.path.abspath(base)
     for layer in sorted(glob.glob(directory + "/layer-*.qcow2")):
-        run("qemu-img", "check", "-q", "-f", "qcow2", layer)
+        # As the snapshot wrote it: the name of what lies below is one of the emulated machine.
+        run("qemu-img", "check", "-q", "json:" + json.dumps(
+            {"driver": "qcow2", "file": {"driver": "file", "filename": layer}, "backing": None}))
         run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", below, "-F", "qcow2", layer)
         below = os.path.abspath(layer)
     if below == os.path.abspath(base):
