@@ -26,7 +26,11 @@ Result<BaseImage> BaseImage::identify(const std::string& path, const std::string
 }
 
 Result<void> BaseImage::check_unchanged() const {
-  const BaseImage now = TRY(identify(path, format));
+  Result<BaseImage> found = identify(path, format);
+  if (!found) {
+    return std::move(found).error().with_hint("the snapshot needs the file: put it back as it was");
+  }
+  const BaseImage& now = *found;
   const auto refuse = [&](std::string_view what, const auto& then, const auto& present) {
     return make_error(ErrorKind::wrong_state,
                       "base image \"{}\" changed since the snapshot: {} was {}, is {}", path, what,

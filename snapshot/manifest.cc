@@ -236,7 +236,8 @@ Result<Manifest> read_manifest(const json& document) {
   const u64 version = TRY(object.number("version"));
   if (version != kManifestVersion) {
     return make_error(ErrorKind::unsupported, "format version {}; this program reads version {}",
-                      version, kManifestVersion);
+                      version, kManifestVersion)
+        .with_hint("use the version of Quicksave that took it; \"program\" in its manifest names it");
   }
   const std::string architecture = TRY(object.text("architecture", 64));
   if (architecture != "x86_64") {

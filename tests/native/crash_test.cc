@@ -17,6 +17,11 @@ class Crash : public NativeTest {
     return nlohmann::json::parse(home_.quicksave({"inspect", "t"}).out);
   }
 
+  // KVM on hardware gives the guest an exception instead, outside its kernel.
+  bool cannot_emulate_a_fetch() {
+    return home_.quicksave({"doctor"}).out.find("PVM") != std::string::npos;
+  }
+
   // Detached, with a snapshot taken before: `command` halts the guest for `reason`.
   void expect_halted(const std::string& command, const std::string& reason) {
     vm_.start("exits");
@@ -76,11 +81,17 @@ TEST_F(Crash, TripleFaultInTheForegroundIsStatusOne) {
 
 // Code where no memory is: the instruction cannot be read, so KVM cannot emulate it.
 TEST_F(Crash, WhatKvmCannotEmulateHaltsADetachedVmAndARevertRevivesIt) {
+  if (!cannot_emulate_a_fetch()) {
+    GTEST_SKIP() << "this KVM answers a fetch from a device page with: an exception";
+  }
   expect_halted("fetch", "KVM internal error");
   EXPECT_NE(read_file(home_.path() + "/vms/t/vmm.log").find("quicksave doctor"), std::string::npos);
 }
 
 TEST_F(Crash, WhatKvmCannotEmulateInTheForegroundIsStatusOneWithARemedy) {
+  if (!cannot_emulate_a_fetch()) {
+    GTEST_SKIP() << "this KVM answers a fetch from a device page with: an exception";
+  }
   expect_status_one("fetch", "at rip 0xe0000000; quicksave doctor tells");
 }
 

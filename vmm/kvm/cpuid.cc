@@ -345,9 +345,11 @@ Result<void> check_cpuid_supported(std::span<const CpuidEntry> wanted,
   for (const FeatureWord& word : kFeatureWords) {
     const u32 missing = feature_bits(wanted, word) & ~feature_bits(supported, word) & ~word.ignored;
     if (missing == 0) continue;
-    return make_error(ErrorKind::unsupported, "taken on a CPU with {}, which this host lacks ({})",
+    const std::string here = cpu_name(supported);  // empty on hosts that hide it
+    return make_error(ErrorKind::unsupported, "taken on a CPU with {}, which this host lacks{}{}{}",
                       feature_name(word, static_cast<u32>(std::countr_zero(missing))),
-                      cpu_name(supported));
+                      here.empty() ? "" : " (", here, here.empty() ? "" : ")")
+        .with_hint("restore it on a host like the one it was taken on");
   }
   if (physical_address_bits(wanted) > physical_address_bits(supported)) {
     return make_error(ErrorKind::unsupported,
