@@ -46,7 +46,7 @@ fi
 build release
 say "tests"
 status=0
-ctest --preset release "$@" || status=$?
+ctest --preset release -j2 "$@" || status=$?
 # A test that skips for a reason nobody has agreed to has failed. Silent when all is well.
 python3 tests/traps_test.py build/release build/release/Testing/Temporary/LastTest.log || status=1
 exit $status

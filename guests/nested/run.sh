@@ -9,9 +9,10 @@
 #   -o   what the script leaves in /payload/results is copied here when the machine is off
 #   -m   memory of the outer machine in MiB (default 3072)
 #
-# Variables named NESTED_* are passed on. SCRIPT is a file on this side; it and the other files of its directory are at /payload/NAME inside. Its
-# standard output and error appear on standard output while it runs; progress of the machine itself on standard error. The exit status is the
-# script's own. 124: time was up. 125: the machine failed (no boot, kernel panic, ended without a status). 77: this host lacks what it takes.
+# QUICKSAVE_OUTER_CPUS=2 gives it two processors (see below), QUICKSAVE_OUTER_APPEND more words for its kernel. Variables named
+# NESTED_* are passed on. SCRIPT is a file on this side; it and the other files of its directory are at /payload/NAME inside.
+# Its standard output and error appear on standard output while it runs; progress of the machine itself on standard error.
+# The exit status is the script's own. 124: time was up. 125: the machine failed (no boot, kernel panic, ended without a status). 77: this host lacks what it takes.
 set -eu
 QS_GUESTS_DIR=$0 . "$(dirname -- "$0")/../lib.sh"
 seconds=600 binary='' results='' memory=3072 extra=''
@@ -74,14 +75,16 @@ rm -rf "$run/payload"
 mkfifo "$run/console"
 : >"$run/protocol"
 started=$(date +%s.%N)
-# thread=multi: one host thread for each emulated CPU. cache=unsafe: what a test calls durable is about the
-# emulated machine's view; the host need not pay for it. No KVM of the host is involved.
+# cache=unsafe: what a test calls durable is about the emulated machine's view; the host need not pay for it.
+# No KVM of the host is involved.
 # Without 5-level paging a nested page walk is 24 steps instead of 35; a write of PKRU flushes TCG's whole TLB.
 # TCG runs `rep movsb` byte by byte: nobody shall take it for the fast way to copy.
-# nohz=off highres=off: a periodic tick on both CPUs. the machine with two CPUs stops now and then, all idle,
-# as if QEMU 7.2 had lost a timer interrupt around vmrun or vmexit; this makes it rarer and does not cure it.
-TMPDIR=$run qemu-system-x86_64 -name quicksave-outer -machine q35,vmport=off -accel tcg,thread=multi,tb-size=512 -cpu "${QUICKSAVE_OUTER_CPU:-max,+svm,-la57,-pku,-pks,-erms,-fsrm}" \
-  -smp "${QUICKSAVE_OUTER_CPUS:-2}" -m "$memory" -nodefaults -display none -no-reboot \
+# One processor: QEMU 7.2 changes interrupt_request around vmrun and vmexit without its lock, so an interrupt that another
+# thread raises just then can be lost, and with two processors each is such a thread to the other. nohz=off highres=off: a
+# periodic tick brings back what was lost. Guests have as many processors as they like, and two such machines side by side use
+# two cores better than one machine with two processors. Who stops QEMU (SIGSTOP) for 20 s sees soft lockups: its clock goes on.
+TMPDIR=$run qemu-system-x86_64 -name quicksave-outer -machine q35,vmport=off -accel tcg,tb-size=512 -cpu "${QUICKSAVE_OUTER_CPU:-max,+svm,-la57,-pku,-pks,-erms,-fsrm}" \
+  -smp "${QUICKSAVE_OUTER_CPUS:-1}" -m "$memory" -nodefaults -display none -no-reboot \
   -kernel "$outer/vmlinuz" -initrd "$outer/initrd.img" \
   -append "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off nokaslr tsc=reliable audit=0 transparent_hugepage=always nohz=off highres=off ${QUICKSAVE_OUTER_APPEND:-}" \
   -drive "file=$outer/root.ext4,format=raw,if=virtio,snapshot=on,cache=unsafe" \
@@ -90,20 +93,27 @@ TMPDIR=$run qemu-system-x86_64 -name quicksave-outer -machine q35,vmport=off -ac
   -device virtio-rng-pci \
   -chardev "file,id=console,path=$run/console" -serial chardev:console \
   -chardev "file,id=protocol,path=$run/protocol" -serial chardev:protocol \
-  -monitor none </dev/null 2>"$run/qemu-errors" &
+  -monitor "unix:$run/monitor,server=on,wait=off" </dev/null 2>"$run/qemu-errors" &
 machine=$!
 # tee keeps the console for the diagnosis and passes it on as it comes.
 tee "$run/console.log" <"$run/console" &
 reader=$!
 
-timed_out=''
+timed_out='' used='' clock_ticks=$(getconf CLK_TCK)
 deadline=$(($(date +%s) + seconds))
 while kill -0 "$machine" 2>/dev/null; do
+  ticks=$(cut -d' ' -f14,15 "/proc/$machine/stat" 2>/dev/null) && used=$(((${ticks% *} + ${ticks#* }) / clock_ticks))
   [ "$(date +%s)" -lt "$deadline" ] || { timed_out=yes; break; }
   # After a panic the machine reboots at once and -no-reboot ends it; one that hangs in a panic ends here.
   if grep -aq 'end Kernel panic' "$run/console.log" 2>/dev/null; then sleep 1; break; fi
-  sleep 0.2
+  sleep 0.5
 done
+if [ -n "$timed_out" ] && [ -n "$results" ]; then
+  # Where it stands, for whoever has to find out why.
+  mkdir -p "$results"
+  { grep State: "/proc/$machine/status"; printf 'info registers -a\ninfo lapic\n' | timeout 5 socat -t 2 - "unix-connect:$run/monitor" |
+    tr -d '\r' | grep -av '(qemu)'; } >"$results/outer-state" 2>&1 || true
+fi
 kill -KILL "$machine" 2>/dev/null || true
 wait "$machine" 2>/dev/null || true
 machine=''
@@ -119,7 +129,7 @@ if [ -n "$results" ]; then
   cp "$run/console.log" "$results/outer-console.log"
 fi
 if [ -n "$status" ]; then
-  say "the machine ran ${took} s (booted in ${booted:-?} s); $(basename -- "$script") returned $status"
+  say "the machine ran ${took} s, ${used:-?} s on a processor (booted in ${booted:-?} s); $(basename -- "$script") returned $status"
   exit "$status"
 fi
 if [ -n "$timed_out" ]; then

@@ -97,7 +97,7 @@ class Contestant:
             raise Failure("%s left a file of the abandoned run" % self.guest.name)
 
     def race(self, rounds):
-        self.snapshot()
+        """REQUIRES: snapshot()."""
         for _ in range(rounds):
             self.round()
         self.guest.stop()
@@ -127,7 +127,7 @@ def main():
     contestants = []
     try:
         for kind, client in kinds:
-            contestants.append(Contestant(kind(), client).race(rounds))
+            contestants.append(Contestant(kind(), client).snapshot().race(rounds))
     except Exception as error:
         print("not ok bench.revert: %s" % error, flush=True)
         return 1

@@ -1,15 +1,17 @@
 #!/bin/sh
 # One group of nested scenarios as one test: one outer machine is booted for all of the group.
 #
-#   ctest.sh images|boot|snapshot|bench [QUICKSAVE]
+#   ctest.sh images|boot|snapshot|faults|bench [QUICKSAVE]
 #
-# QUICKSAVE defaults to build/release/quicksave. NESTED_VMM=qemu runs the scenarios against QEMU instead, which shows that
+# QUICKSAVE defaults to build/release/quicksave (faults: quicksave-faulty). NESTED_VMM=qemu runs the scenarios against QEMU instead, which shows that
 # a scenario is right before it judges quicksave. Status 77: skipped, the reason is the last line.
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 project=$(dirname -- "$(dirname -- "$here")")
-group=${1:?usage: ctest.sh images|boot|snapshot|bench [QUICKSAVE]}
-binary=${2:-$project/build/release/quicksave}
+group=${1:?usage: ctest.sh images|boot|snapshot|faults|bench [QUICKSAVE]}
+program=quicksave
+[ "$group" != faults ] || program=quicksave-faulty
+binary=${2:-$project/build/release/$program}
 
 skip() {
   echo "skipped: $*"
@@ -29,7 +31,7 @@ if [ "${NESTED_VMM:-quicksave}" = quicksave ]; then
   set -- "$@" -b "$binary"
 fi
 case $group in
-boot | snapshot) script=$here/$group.py ;;
+boot | snapshot | faults) script=$here/$group.py ;;
 bench) script=$here/bench_revert.py ;;
 *) echo "unknown group: $group" >&2; exit 2 ;;
 esac

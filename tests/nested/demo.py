@@ -8,6 +8,7 @@ answer ends the demonstration with status 1.
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import harness
@@ -74,6 +75,31 @@ def qemu_version():
 def describe(console):
     facts = console.check("uname -r; findmnt -n -o SOURCE,FSTYPE / | tr -s ' '; cat /proc/1/comm; df -h --output=used / | tail -1").split("\n")
     tick("Linux %s, root on %s, process 1 is %s, %s on the disk" % (facts[0], facts[1], facts[2], facts[3].strip()))
+
+
+class Rival:
+    """QEMU with the same guest. It boots and takes its snapshot while our story is told, then stands still until the race."""
+
+    def __init__(self):
+        self._result = None
+        self._thread = threading.Thread(target=self._prepare, daemon=True)
+        self._thread.start()
+
+    def _prepare(self):
+        try:
+            contestant = Contestant(Qemu(), QemuClient).snapshot()
+            contestant.vmm.monitor(contestant.guest.name, "stop")
+            self._result = contestant
+        except Exception as error:  # Told where the race would begin.
+            self._result = error
+
+    def ready(self):
+        """The contestant, running again."""
+        self._thread.join()
+        if isinstance(self._result, Exception):
+            raise Failure("QEMU did not get to its snapshot: %s" % self._result)
+        self._result.vmm.monitor(self._result.guest.name, "cont")
+        return self._result
 
 
 class Planted:
@@ -145,14 +171,13 @@ def restore(planted):
     t2.console.close()
 
 
-def race(t):
+def race(t, rival):
     title("7. How fast: after real work, in-place revert beside QEMU's loadvm")
     say("   the same guest on both, the same KVM, one after the other; between two reverts the guest unpacks a Debian package,")
     say("   writes files and an archive, syncs and hashes; %d rounds, medians" % ROUNDS)
-    ours = Contestant(t.vmm, QuicksaveClient, t).race(ROUNDS)
-    say("   now QEMU %s boots it" % qemu_version())
-    contestants = [ours, Contestant(Qemu(), QemuClient).race(ROUNDS)]
-    for contestant in contestants:
+    contestants = []
+    for contestant in (Contestant(t.vmm, QuicksaveClient, t).snapshot(), rival.ready()):
+        contestants.append(contestant.race(ROUNDS))
         say("   " + contestant.line())
     ratio = contestants[1].seconds() / contestants[0].seconds()
     verdict = "%sthe bar is %d%s" % (GREEN if ratio >= WANTED_RATIO else RED, WANTED_RATIO, PLAIN)
@@ -166,6 +191,8 @@ def main():
     harness.note = lambda text: None  # The story is told here.
     try:
         title("1. A stock Debian 12 guest: 256 MiB, ext4 on a qcow2 disk, unmodified kernel and initrd")
+        say("   (behind the scenes QEMU %s boots the same guest, for the race at the end)" % qemu_version())
+        rival = Rival()
         t = boot()
         console = t.console
         describe(console)
@@ -176,7 +203,7 @@ def main():
         destroy_and_take_back(console, planted)
         panic_and_take_back(console, planted)
         restore(planted)
-        race(t)
+        race(t, rival)
     except (Failure, GuestError, VmmError, subprocess.TimeoutExpired) as error:
         say("\n%sfailed:%s %s" % (RED, PLAIN, error))
         return 1
