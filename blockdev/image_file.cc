@@ -13,7 +13,7 @@
 namespace blockdev {
 namespace {
 
-// O_NONBLOCK: a FIFO would wait for its writer. Without effect on what is accepted below.
+// O_NONBLOCK: a FIFO would wait for its writer. let_block() takes it back.
 constexpr int kOpenFlags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
 
 enum class Accept : u8 { files, files_and_devices };
@@ -23,6 +23,16 @@ std::string resolved_path(const base::Fd& fd, const std::string& path) {
   const std::string link = fmt::format("/proc/self/fd/{}", fd.get());
   const ssize_t length = ::readlink(link.c_str(), target, sizeof target);
   return length > 0 ? std::string(target, static_cast<std::size_t>(length)) : path;
+}
+
+// Linux up to 6.4 passes O_NONBLOCK of a block device on from io_uring: each request that its driver
+// cannot take at once then ends with EAGAIN.
+Result<void> let_block(const base::Fd& fd, const std::string& path) {
+  const int flags = ::fcntl(fd.get(), F_GETFL);
+  if (flags < 0 || ::fcntl(fd.get(), F_SETFL, flags & ~O_NONBLOCK) != 0) {
+    return errno_error("set up \"{}\"", path);
+  }
+  return {};
 }
 
 Result<ImageFile> take_file(base::Fd fd, const std::string& path, ImageFormat format,
@@ -35,6 +45,7 @@ Result<ImageFile> take_file(base::Fd fd, const std::string& path, ImageFormat fo
                       S_ISDIR(status.st_mode) ? "a directory" : "not a regular file")
         .with_hint("a disk is a regular file or a block device");
   }
+  TRY(let_block(fd, path));
   TRY(lock_image_for_reading(fd, path));
   ImageIdentity identity;
   identity.path = resolved_path(fd, path);

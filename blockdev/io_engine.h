@@ -1,8 +1,8 @@
 // IoEngine: moves bytes between files and buffers, for one thread.
 //
-// An operation is whole when it is reported: short transfers are continued, EINTR and EAGAIN tried
-// again, and a read that reaches the end of the file finds zeros there (qcow2 and raw images both
-// read so: reference/qcow2.md 1.3, "bytes past EOF of the file read as 0").
+// An operation is whole when it is reported: short transfers are continued, EINTR tried again, and a
+// read that reaches the end of the file finds zeros there (qcow2 and raw images both read so:
+// reference/qcow2.md 1.3, "bytes past EOF of the file read as 0").
 //
 // Invariant: the engine keeps its own copy of the iovec list; the memory it points to and the file
 // stay the caller's to keep alive.

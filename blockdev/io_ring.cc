@@ -146,6 +146,9 @@ void IoRing::reap(std::vector<IoCompletion>& completions) {
       is_kick_needed = true;
       continue;
     }
+    // The file cannot be waited for through the ring (see let_block() in image_file.cc): asking it
+    // again would go on for as long as its queue is full.
+    if (error_number == EAGAIN) error_number = finish_now(slots_[slot]);
     completions.push_back({slots_[slot].tag, error_number});
     free_slots_.push_back(slot);
     --in_flight_;

@@ -42,7 +42,7 @@ struct IoTransfer {
   // `error_number` is the outcome.
   Step take_result(i64 result, int& error_number) {
     error_number = 0;
-    if (result == -EINTR || result == -EAGAIN) return Step::again;
+    if (result == -EINTR) return Step::again;
     if (result < 0) {
       error_number = static_cast<int>(-result);
       return Step::done;

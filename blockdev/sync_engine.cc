@@ -3,8 +3,6 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "blockdev/io_transfer.h"
-
 namespace blockdev {
 namespace {
 
@@ -29,6 +27,10 @@ i64 run_step(const IoTransfer& transfer) {
 int run_now(const IoOperation& operation) {
   IoTransfer transfer;
   transfer.start(operation);
+  return finish_now(transfer);
+}
+
+int finish_now(IoTransfer& transfer) {
   int error_number = 0;
   if (transfer.is_done()) return 0;
   while (transfer.take_result(run_step(transfer), error_number) == IoTransfer::Step::again) {

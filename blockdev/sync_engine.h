@@ -4,6 +4,7 @@
 #pragma once
 
 #include "blockdev/io_engine.h"
+#include "blockdev/io_transfer.h"
 #include "vmm/base/fd.h"
 
 namespace blockdev {
@@ -26,7 +27,9 @@ class SyncEngine final : public IoEngine {
   std::vector<IoCompletion> done_;
 };
 
-// The whole operation, on this thread. Returns 0 or an errno.
+// The whole operation, or what is left of one, on this thread. Returns 0 or an errno; each step
+// moves at least a byte or is the last, but for EINTR.
 int run_now(const IoOperation& operation);
+int finish_now(IoTransfer& transfer);
 
 }  // namespace blockdev
