@@ -9,6 +9,7 @@ namespace devices::virtio {
 namespace {
 
 // virtio 1.2, 5.2.3 "Feature bits"
+constexpr u64 kSizeMax = u64{1} << 1;       // VIRTIO_BLK_F_SIZE_MAX
 constexpr u64 kSegMax = u64{1} << 2;        // VIRTIO_BLK_F_SEG_MAX
 constexpr u64 kReadOnly = u64{1} << 5;      // VIRTIO_BLK_F_RO
 constexpr u64 kBlkSize = u64{1} << 6;       // VIRTIO_BLK_F_BLK_SIZE
@@ -19,7 +20,7 @@ constexpr u64 kDiscard = u64{1} << 13;      // VIRTIO_BLK_F_DISCARD
 constexpr u64 kWriteZeroes = u64{1} << 14;  // VIRTIO_BLK_F_WRITE_ZEROES
 
 u64 features_of(const blockdev::BlockBackend& backend, u32 queue_count) {
-  u64 features = kSegMax | kBlkSize | kFlush | kTopology;
+  u64 features = kSizeMax | kSegMax | kBlkSize | kFlush | kTopology;
   features |= backend.is_read_only() ? kReadOnly : kDiscard | kWriteZeroes;
   if (queue_count > 1) features |= kMultiQueue;
   return features;
@@ -30,6 +31,7 @@ BlockConfig config_of(const blockdev::BlockBackend& backend, u32 queue_count) {
   constexpr u8 kPhysicalBlockExponent = 3;
   BlockConfig config;
   config.capacity = backend.size_bytes() / blockdev::kSectorBytes;
+  config.size_max = kMaxSegmentBytes;
   config.seg_max = kMaxDataSegments;
   config.blk_size = blockdev::kSectorBytes;
   config.physical_block_exp = kPhysicalBlockExponent;

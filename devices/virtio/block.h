@@ -38,7 +38,7 @@ struct BlockOptions {
 // virtio 1.2, 5.2.4 "Device configuration layout"
 struct BlockConfig {
   le64 capacity;                  //  0  sectors of 512 bytes
-  le32 size_max;                  //  8  VIRTIO_BLK_F_SIZE_MAX: not offered
+  le32 size_max;                  //  8  VIRTIO_BLK_F_SIZE_MAX
   le32 seg_max;                   // 12  VIRTIO_BLK_F_SEG_MAX
   le16 cylinders;                 // 16  VIRTIO_BLK_F_GEOMETRY: not offered
   u8 heads = 0;                   // 18

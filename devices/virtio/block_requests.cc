@@ -1,5 +1,7 @@
 #include "devices/virtio/block_requests.h"
 
+#include <algorithm>
+
 #include "vmm/base/check.h"
 #include "vmm/base/ranges.h"
 
@@ -66,6 +68,7 @@ BeginResult BlockRequests::begin(const Chain& chain, ChainSink& sink) {
   slot.head = chain.head();
   slot.written_bytes = kStatusBytes;
   slot.status = *chain.writable_address(chain.writable_bytes() - kStatusBytes);
+  slot.transfer_bytes = 0;
   slot.range_count = slot.range_next = 0;
   slot.client = this;
   slot.unmap = blockdev::Unmap::no;
@@ -75,8 +78,9 @@ BeginResult BlockRequests::begin(const Chain& chain, ChainSink& sink) {
   if (answer) {
     finish(slot, *answer);
   } else if (slot.range_count != 0) {
-    submit_next_range(slot);
+    submit_next_piece(slot);
   } else {
+    in_flight_bytes_ += slot.transfer_bytes;
     disk_->submit(slot);
   }
   return BeginResult::begun;
@@ -107,13 +111,12 @@ bool BlockRequests::is_transfer(u64 sector, u64 length_bytes) const {
 std::optional<BlockRequests::Status> BlockRequests::prepare_read(Slot& slot, const Chain& chain,
                                                                  u64 sector) {
   const u64 length = chain.writable_bytes() - kStatusBytes;
-  // So that the used length, 32 bits, can tell it.
-  if (!is_transfer(sector, length) || length > u64{1} << 31) return Status::io_error;
+  if (!is_transfer(sector, length) || length > kMaxTransferBytes) return Status::io_error;
   const std::optional<u32> count = chain.writable_iovecs(memory_, 0, length, slot.iovecs);
   if (!count) return Status::io_error;
   slot.op = BlockOp::read;
   slot.offset_bytes = sector * kSectorBytes;
-  slot.length_bytes = length;
+  slot.length_bytes = slot.transfer_bytes = length;
   slot.buffers = std::span(slot.iovecs).first(*count);
   slot.written_bytes = static_cast<u32>(length + kStatusBytes);
   return std::nullopt;
@@ -123,13 +126,15 @@ std::optional<BlockRequests::Status> BlockRequests::prepare_write(Slot& slot, co
                                                                   u64 sector) {
   const u64 length = chain.readable_bytes() - sizeof(Header);
   // Whether the driver negotiated VIRTIO_BLK_F_RO or not.
-  if (limits_.is_read_only || !is_transfer(sector, length)) return Status::io_error;
+  if (limits_.is_read_only || !is_transfer(sector, length) || length > kMaxTransferBytes) {
+    return Status::io_error;
+  }
   const std::optional<u32> count =
       chain.readable_iovecs(memory_, sizeof(Header), length, slot.iovecs);
   if (!count) return Status::io_error;
   slot.op = BlockOp::write;
   slot.offset_bytes = sector * kSectorBytes;
-  slot.length_bytes = length;
+  slot.length_bytes = slot.transfer_bytes = length;
   slot.buffers = std::span(slot.iovecs).first(*count);
   return std::nullopt;
 }
@@ -184,33 +189,45 @@ BlockRequests::Status BlockRequests::answer_id(Slot& slot, const Chain& chain) {
   return Status::ok;
 }
 
-void BlockRequests::submit_next_range(Slot& slot) {
-  const Range& range = slot.ranges[slot.range_next++];
+void BlockRequests::submit_next_piece(Slot& slot) {
+  Range& range = slot.ranges[slot.range_next];
   slot.offset_bytes = range.offset_bytes;
-  slot.length_bytes = range.length_bytes;
+  // Up to the next boundary: the disk has larger units of its own.
+  slot.length_bytes =
+      std::min(range.length_bytes, kRangePieceBytes - range.offset_bytes % kRangePieceBytes);
+  range.offset_bytes += slot.length_bytes;
+  range.length_bytes -= slot.length_bytes;
+  if (range.length_bytes == 0) ++slot.range_next;
   disk_->submit(slot);
 }
 
 void BlockRequests::on_done(blockdev::BlockRequest& request, BlockStatus status) {
   Slot& slot = static_cast<Slot&>(request);
-  if (status == BlockStatus::ok) {
-    if (slot.range_next < slot.range_count) {
-      submit_next_range(slot);
-    } else {
-      finish(slot, Status::ok);
-    }
-    return;
-  }
-  if (status == BlockStatus::no_space && limits_.on_no_space == OnNoSpace::pause) {
-    // The whole request again, later: doing a part of it twice changes nothing.
-    ChainSink& sink = *slot.sink;
-    const u16 head = slot.head;
-    free(slot);
-    sink.hold(head);
+  if (status == BlockStatus::ok && slot.range_next == slot.range_count) {
+    finish(slot, Status::ok);
+  } else if (status == BlockStatus::ok && slot.sink->must_yield()) {
+    hold(slot);
+  } else if (status == BlockStatus::ok) {
+    submit_next_piece(slot);
+  } else if (status == BlockStatus::no_space && limits_.on_no_space == OnNoSpace::pause) {
+    hold(slot);
     machine_.out_of_space(limits_.name);
-    return;
+  } else {
+    finish(slot, Status::io_error);
   }
-  finish(slot, Status::io_error);
+}
+
+// The whole request again, later: doing a part of it twice changes nothing.
+void BlockRequests::hold(Slot& slot) {
+  ChainSink& sink = *slot.sink;
+  const u16 head = slot.head;
+  free(slot);
+  sink.hold(head);
+}
+
+void BlockRequests::free(Slot& slot) {
+  in_flight_bytes_ -= slot.transfer_bytes;
+  free_slots_.push_back(&slot);
 }
 
 void BlockRequests::finish(Slot& slot, Status status) {

@@ -23,6 +23,9 @@ class ChainSink {
   virtual void complete(u16 head, u32 written_bytes) = 0;
   // Cannot be done now: begin() it again after the next resume(). The head stays the device's.
   virtual void hold(u16 head) = 0;
+  // Whether a pause or a reset waits for the queue. Who works for long on one chain asks now and
+  // then, and holds it.
+  virtual bool must_yield() const = 0;
 };
 
 enum class BeginResult : u8 {

@@ -3,6 +3,32 @@
 #include "vmm/base/check.h"
 
 namespace devices::virtio {
+namespace {
+
+// What one call of serve() may begin with, so that the guest is interrupted now and then while it
+// keeps the ring full.
+constexpr u64 kBytesPerTurn = 16 * base::kMiB;
+
+// Raises the count for as long as it lives. Relaxed: what it leads to is done under the lock.
+class Interruption final {
+ public:
+  explicit Interruption(std::atomic<u32>& count) : count_(count) {
+    count_.fetch_add(1, std::memory_order_relaxed);
+  }
+  ~Interruption() { count_.fetch_sub(1, std::memory_order_relaxed); }
+  Interruption(const Interruption&) = delete;
+  Interruption& operator=(const Interruption&) = delete;
+
+ private:
+  std::atomic<u32>& count_;
+};
+
+u64 bytes_of(const Queue::Taken& taken) {
+  const Chain* chain = std::get_if<Chain>(&taken);
+  return chain == nullptr ? 0 : chain->readable_bytes() + chain->writable_bytes();
+}
+
+}  // namespace
 
 QueueRunner::QueueRunner(u32 index, memory::GuestMemory& memory, QueueHandler& handler,
                          DeviceStatus& status, QueueKicker& kicker)
@@ -16,8 +42,8 @@ void QueueRunner::serve() {
     base::MutexLock lock(mutex_);
     if (!is_running()) return;
     handler_.poll();
-    retry_held();
-    more = serve_ring();
+    u64 bytes = 0;
+    more = retry_held(bytes) || serve_ring(bytes);
     interrupt_if_wanted();
   }
   if (more) kicker_.kick(index_);
@@ -27,21 +53,30 @@ bool QueueRunner::is_running() const {
   return queue_.is_started() && !paused_;
 }
 
-void QueueRunner::retry_held() {
-  while (retry_count_ != 0 && !status_.needs_reset() && handler_.can_begin()) {
+bool QueueRunner::must_yield() const {
+  mutex_.assert_held();
+  return paused_ || interruptions_.load(std::memory_order_relaxed) != 0;
+}
+
+bool QueueRunner::retry_held(u64& bytes) {
+  while (retry_count_ != 0 && !status_.needs_reset() && handler_.can_begin() && !must_yield()) {
+    if (bytes >= kBytesPerTurn) return true;
     const u16 head = held_.front();
     held_.erase(held_.begin());
     --retry_count_;
     const Queue::Taken taken = queue_.retake(head);
     if (!std::holds_alternative<Chain>(taken)) held_.push_back(head);
+    bytes += bytes_of(taken);
     begin(taken);
   }
+  return false;
 }
 
-bool QueueRunner::serve_ring() {
-  // One ring's worth, so that a driver that never stops cannot keep the lock for ever.
-  for (u32 left = kMaxQueueSize; left != 0; --left) {
-    if (status_.needs_reset()) return false;
+bool QueueRunner::serve_ring(u64& bytes) {
+  // One ring's worth, for requests that move nothing.
+  for (u32 left = kMaxQueueSize; left != 0 && bytes < kBytesPerTurn; --left) {
+    // resume() or the next start kicks for what is left.
+    if (status_.needs_reset() || must_yield()) return false;
     // The rest waits in the ring; a completion brings us back.
     if (!handler_.can_begin()) return false;
     const Queue::Taken taken = queue_.take();
@@ -49,6 +84,7 @@ bool QueueRunner::serve_ring() {
       if (!queue_.arm_notification()) return false;
       continue;
     }
+    bytes += bytes_of(taken);
     begin(taken);
   }
   return true;
@@ -82,11 +118,13 @@ void QueueRunner::hold(u16 head) {
 }
 
 void QueueRunner::pause() {
+  const Interruption interruption(interruptions_);
   base::MutexLock lock(mutex_);
   paused_ = true;
 }
 
 void QueueRunner::drain() {
+  const Interruption interruption(interruptions_);
   base::MutexLock lock(mutex_);
   if (!queue_.is_started()) return;
   handler_.drain();
@@ -112,6 +150,7 @@ void QueueRunner::start(const QueueState& state, EventIndex event_index, Indirec
 }
 
 void QueueRunner::stop() {
+  const Interruption interruption(interruptions_);
   base::MutexLock lock(mutex_);
   if (!queue_.is_started()) return;
   forgetting_ = true;

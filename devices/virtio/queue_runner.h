@@ -2,7 +2,8 @@
 // and the lifecycle: pause, drain, resume, reset, state.
 //
 // Whoever holds the lock may run the queue: its own thread in serve(), the control thread in
-// drain(), a vCPU in reset(). So nothing has to be woken to be paused.
+// drain(), a vCPU in reset(). So nothing has to be woken to be paused. Who serves gives the lock up
+// after the chain at hand when somebody waits to pause or stop the queue.
 //
 // Invariant: after stop() no byte of guest memory is written for a request of before.
 // Invariant: when drained, the chains taken and not completed are exactly the held ones.
@@ -11,6 +12,7 @@
 
 #pragma once
 
+#include <atomic>
 #include <vector>
 
 #include "devices/device.h"
@@ -44,11 +46,12 @@ class QueueRunner final : public QueueWorker, private ChainSink {
  private:
   void complete(u16 head, u32 written_bytes) override;
   void hold(u16 head) override;
+  bool must_yield() const override;
 
   bool is_running() const REQUIRES_LOCK(mutex_);
-  void retry_held() REQUIRES_LOCK(mutex_);
-  // True if the ring may hold more than one call's share.
-  bool serve_ring() REQUIRES_LOCK(mutex_);
+  // Both add to `bytes` what they began with; true if there may be more than one call's share.
+  bool retry_held(u64& bytes) REQUIRES_LOCK(mutex_);
+  bool serve_ring(u64& bytes) REQUIRES_LOCK(mutex_);
   void begin(const Queue::Taken& taken) REQUIRES_LOCK(mutex_);
   void interrupt_if_wanted() REQUIRES_LOCK(mutex_);
 
@@ -65,6 +68,8 @@ class QueueRunner final : public QueueWorker, private ChainSink {
   // Lifecycle, not State: the machine sets them around save() and restore().
   bool paused_ GUARDED_BY(mutex_) = false;
   bool forgetting_ GUARDED_BY(mutex_) = false;  // inside stop()
+  // Calls of pause(), drain() and stop() that want the lock or have it.
+  std::atomic<u32> interruptions_{0};
 };
 
 }  // namespace devices::virtio

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <vector>
@@ -44,6 +45,7 @@ class MockDisk final : public blockdev::BlockBackend {
   std::atomic<int> unmaps{0};
   std::atomic<int> submitted{0};
   std::atomic<u32> most_in_flight{0};
+  std::function<void()> on_submit;  // inside submit(); set while nobody submits
 
  private:
   class Queue final : public blockdev::BlockQueue {
@@ -52,6 +54,7 @@ class MockDisk final : public blockdev::BlockBackend {
 
     void submit(blockdev::BlockRequest& request) override {
       ++disk_.submitted;
+      if (disk_.on_submit) disk_.on_submit();
       pending_.push_back(&request);
       disk_.most_in_flight = std::max<u32>(disk_.most_in_flight, in_flight_count());
       if (disk_.completion == Completion::at_submit) finish_one();

@@ -77,8 +77,9 @@ struct BlockRig : VirtioRig {
   static constexpr u64 kStatus = kData + 0x8000;  // of request n: + n
   static constexpr u64 kPayload = kData + 0x10000;
 
-  explicit BlockRig(devices::virtio::BlockOptions options = {}, u16 queue_size = 16)
-      : VirtioRig(queue_size), disk(kDiskBytes) {
+  explicit BlockRig(devices::virtio::BlockOptions options = {}, u16 queue_size = 16,
+                    u64 disk_bytes = kDiskBytes)
+      : VirtioRig(queue_size), disk(disk_bytes) {
     prepare(std::move(options));
   }
   enum class ReadOnly : u8 { yes };

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <thread>
+
 #include "tests/support/virtio_rig.h"
 
 namespace devices::virtio {
@@ -46,6 +48,8 @@ TEST(Block, ConfigurationTellsSizeAndLimits) {
   const BlockConfig config = read_config(*rig.device);
   EXPECT_EQ(config.capacity, kSectors);
   EXPECT_EQ(config.seg_max, 126u);
+  EXPECT_EQ(config.size_max, 65536u);
+  EXPECT_NE(rig.registers->offered() & u64{1} << 1, 0u);
   EXPECT_EQ(config.blk_size, 512u);
   EXPECT_EQ(config.physical_block_exp, 3);
   EXPECT_EQ(config.num_queues, 4);
@@ -234,6 +238,128 @@ TEST(Block, MoreRequestsThanSlotsWaitInTheRing) {  // G32
   EXPECT_EQ(rig.driver().used_index(), 128);
   EXPECT_EQ(rig.disk.most_in_flight, 64u);
   for (u32 i = 0; i < 128; ++i) EXPECT_EQ(rig.status_of(i), kOk);
+}
+
+// --- work without measure ------------------------------------------------------------------------
+
+constexpr u64 kLargeDisk = 64 * base::kMiB;
+
+// `mebibytes` segments of a MiB, all in the same place.
+std::vector<Buffer> large_data(u32 mebibytes, u16 flags) {
+  return std::vector<Buffer>(mebibytes, {BlockRig::kPayload, base::kMiB, flags});
+}
+
+TEST(Block, TransfersLongerThanTheLimitsAllowGetAnError) {
+  BlockRig rig({}, 256, kLargeDisk);
+  rig.start();
+  std::vector<Buffer> data(126, {BlockRig::kPayload, 64 * base::kKiB, kWrite});
+  EXPECT_EQ(rig.answer(kIn, 0, data), kOk) << "what a driver may ask for that keeps to them";
+  data.back().length += 512;
+  EXPECT_EQ(rig.answer(kIn, 0, data), kIoError);
+  EXPECT_EQ(rig.answer(kOut, 0, large_data(8, 0)), kIoError);
+  EXPECT_EQ(rig.disk.submitted, 1);
+}
+
+TEST(Block, OneTurnMovesALimitedNumberOfBytes) {
+  BlockRig rig({}, 256, kLargeDisk);
+  rig.disk.completion = test::Completion::at_submit;
+  rig.start();
+  for (u32 i = 0; i < 10; ++i) rig.request(i, kOut, 0, large_data(7, 0));
+  rig.serve();
+  EXPECT_EQ(rig.driver().used_index(), 3) << "16 MiB, and the request that passes them";
+  EXPECT_EQ(rig.kicker.take(), (std::set<u32>{0})) << "the rest has its turn";
+  EXPECT_NE(rig.interrupts(), 0u);
+  for (int i = 0; i < 3; ++i) rig.serve();
+  EXPECT_EQ(rig.driver().used_index(), 10);
+}
+
+TEST(Block, BytesInFlightAreLimited) {
+  BlockRig rig({}, 256, kLargeDisk);
+  rig.disk.completion = test::Completion::held;
+  rig.start();
+  for (u32 i = 0; i < 10; ++i) rig.request(i, kIn, 0, large_data(7, kWrite));
+  for (int i = 0; i < 3; ++i) rig.serve();
+  EXPECT_EQ(rig.disk.submitted, 3);
+  rig.disk.completion = test::Completion::at_poll;
+  for (int i = 0; i < 5; ++i) rig.serve();
+  EXPECT_EQ(rig.driver().used_index(), 10);
+}
+
+// Starts pause() in another thread from inside the first submit(), and gives it time to wait.
+struct PauseDuringSubmit {
+  explicit PauseDuringSubmit(BlockRig& rig) {
+    rig.disk.on_submit = [this, &rig] {
+      if (thread.joinable()) return;
+      thread = std::thread([&rig] { rig.device->pause(); });
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    };
+  }
+  ~PauseDuringSubmit() { thread.join(); }
+  std::thread thread;
+};
+
+TEST(Block, PauseWaitsForOneRequestAndNotForTheRing) {
+  BlockRig rig({}, 256);
+  rig.disk.completion = test::Completion::at_submit;
+  rig.start();
+  for (u32 i = 0; i < 60; ++i) rig.request(i, kFlush, 0);
+  {
+    PauseDuringSubmit pause(rig);
+    rig.serve();
+  }
+  EXPECT_EQ(rig.disk.submitted, 1);
+  rig.device->drain();
+  rig.device->resume();
+  EXPECT_EQ(rig.kicker.take(), (std::set<u32>{0}));
+  rig.serve();
+  EXPECT_EQ(rig.driver().used_index(), 60);
+}
+
+TEST(Block, PauseWaitsForAPieceOfADiscardAndTheRestIsHeld) {
+  BlockRig rig({}, 16, kLargeDisk);
+  std::fill(rig.disk.bytes.begin(), rig.disk.bytes.end(), u8{1});
+  rig.disk.completion = test::Completion::at_submit;
+  rig.start();
+  rig.driver().put(BlockRig::kPayload, le64(8));
+  rig.driver().put(BlockRig::kPayload + 8, le32(kLargeDisk / 512 - 16));
+  rig.driver().put(BlockRig::kPayload + 12, le32(0));
+  const u16 head = rig.request(0, kDiscard, 0, {{BlockRig::kPayload, 16}});
+  {
+    PauseDuringSubmit pause(rig);
+    rig.serve();
+  }
+  EXPECT_EQ(rig.disk.submitted, 1);
+  rig.device->drain();
+  const MmioState state = rig.device->save();
+  EXPECT_EQ(state.queues[0].held, std::vector<u16>{head});
+  EXPECT_TRUE(rig.device->validate(state));
+  EXPECT_EQ(rig.driver().used_index(), 0);
+  EXPECT_EQ(rig.machine.out_of_spaces, 0);
+
+  rig.device->resume();
+  rig.serve();
+  EXPECT_EQ(rig.driver().take_used(), (test::Used{head, 1}));
+  EXPECT_EQ(rig.disk.submitted, 1 + 4);
+  const std::span<const u8> zeroed = std::span(rig.disk.bytes).subspan(8 * 512, kLargeDisk - 8192);
+  EXPECT_EQ(std::ranges::count(zeroed, 0), std::ssize(zeroed));
+  EXPECT_EQ(rig.disk.bytes[8 * 512 - 1] + rig.disk.bytes[kLargeDisk - 4096], 2);
+}
+
+// A vCPU that resets the device waits no longer than a pause.
+TEST(Block, ResetWaitsForOneRequestAndNotForTheRing) {
+  BlockRig rig({}, 256);
+  rig.disk.completion = test::Completion::at_submit;
+  rig.start();
+  for (u32 i = 0; i < 60; ++i) rig.request(i, kFlush, 0);
+  std::thread vcpu;
+  rig.disk.on_submit = [&] {
+    if (vcpu.joinable()) return;
+    vcpu = std::thread([&] { rig.registers->write(test::Register::status, 0); });
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  };
+  rig.serve();
+  vcpu.join();
+  EXPECT_EQ(rig.disk.submitted, 1);
 }
 
 TEST(Block, DiskErrorBecomesAnIoError) {
