@@ -2,6 +2,7 @@
 
 #include "vmm/base/log.h"
 #include "vmm/bench/bench.h"
+#include "vmm/bench/soak.h"
 #include "vmm/control/api_server.h"
 #include "vmm/kvm/kvm.h"
 #include "vmm/kvm/self_test.h"
@@ -48,6 +49,10 @@ std::vector<control::DoctorLine> MachineLauncher::host_report() {
 
 int MachineLauncher::bench(const std::vector<std::string>& arguments) {
   return ::bench::main(arguments);
+}
+
+int MachineLauncher::soak(const std::vector<std::string>& arguments) {
+  return ::bench::soak_main(arguments);
 }
 
 int MachineLauncher::launch(control::LaunchRequest request) {

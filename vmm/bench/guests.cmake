@@ -18,3 +18,4 @@ endfunction()
 
 bench_guest(dirty_pages kDirtyPagesGuest)
 bench_guest(hello kHelloGuest)
+bench_guest(soak kSoakGuest)

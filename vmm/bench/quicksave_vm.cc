@@ -8,7 +8,13 @@
 #include <nlohmann/json.hpp>
 
 namespace bench {
-namespace {
+
+control::VmDirectory vm_directory(const Workspace& workspace, const std::string& name) {
+  control::VmDirectory directory;
+  directory.home = {.state = workspace.path(), .runtime = workspace.path() + "/run"};
+  directory.name = name;
+  return directory;
+}
 
 // The API's socket is the last thing a VM makes before its guest runs.
 Result<control::ApiClient> connect_to(const control::VmDirectory& directory, const Child& child) {
@@ -24,8 +30,6 @@ Result<control::ApiClient> connect_to(const control::VmDirectory& directory, con
   }
 }
 
-}  // namespace
-
 Result<std::unique_ptr<QuicksaveVm>> QuicksaveVm::start(const Workspace& workspace,
                                                         const std::string& name,
                                                         const BenchVmSpec& spec) {
@@ -33,9 +37,7 @@ Result<std::unique_ptr<QuicksaveVm>> QuicksaveVm::start(const Workspace& workspa
                                   workspace.dirty_pages_guest(), "-m",
                                   fmt::format("{}M", spec.memory_mib)},
                                  workspace.path(), ChildOutput::none, workspace.file("errors")));
-  control::VmDirectory directory;
-  directory.home = {.state = workspace.path(), .runtime = workspace.path() + "/run"};
-  directory.name = name;
+  const control::VmDirectory directory = vm_directory(workspace, name);
   control::ApiClient api = TRY(connect_to(directory, child));
   api.set_timeout_ms(kPatienceMs);
   GuestLine guest(TRY(control::connect_unix(directory.console_socket())));

@@ -13,6 +13,10 @@ namespace bench {
 inline constexpr char kThisProgram[] = "/proc/self/exe";
 inline constexpr char kSnapshotName[] = "ready";
 
+// A VM of this program in the workspace, and the connection to it once it listens.
+control::VmDirectory vm_directory(const Workspace& workspace, const std::string& name);
+Result<control::ApiClient> connect_to(const control::VmDirectory& directory, const Child& child);
+
 class QuicksaveVm final : public BenchVm {
  public:
   // Boots the guest under `name` and takes the snapshot.

@@ -65,6 +65,8 @@ class Launcher {
   virtual std::vector<DoctorLine> host_report() { return {}; }
   // `quicksave bench ARGUMENTS...`; the exit status.
   virtual int bench(const std::vector<std::string>& arguments);
+  // `quicksave soak ARGUMENTS...`
+  virtual int soak(const std::vector<std::string>& arguments);
 
   // Runs the VM until it ends. The status: 0 the guest powered off, 1 it crashed or was refused
   // (after a message), 125 the VMM failed.
