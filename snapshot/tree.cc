@@ -46,6 +46,7 @@ void SnapshotTree::note_dirty(const memory::PageSet& pages) {
 }
 
 SnapshotNode& SnapshotTree::add(SnapshotNode node) {
+  CHECK(find(node.uuid) == nullptr);
   SnapshotNode& added = adopt(std::move(node));
   Entry* const entry = entries_.back().get();
   if (current_ != nullptr) {
@@ -59,7 +60,7 @@ SnapshotNode& SnapshotTree::add(SnapshotNode node) {
 
 SnapshotNode& SnapshotTree::adopt(SnapshotNode node) {
   CHECK(node.image != nullptr && node.image->page_count() == page_count_);
-  CHECK(find(node.uuid) == nullptr);
+  if (SnapshotNode* const known = find(node.uuid); known != nullptr) return *known;
   entries_.push_back(std::make_unique<Entry>());
   entries_.back()->node = std::move(node);
   return entries_.back()->node;
@@ -119,6 +120,16 @@ Result<void> SnapshotTree::remove(const Uuid& uuid) {
   }
   entries_.erase(found);
   return {};
+}
+
+void SnapshotTree::withdraw(const SnapshotNode& node) {
+  const Entry* const entry = entry_of(node);
+  CHECK(std::ranges::none_of(entries_, [&](const auto& other) { return other->parent == entry; }));
+  if (current_ == entry) {
+    if (entry->parent != nullptr) dirty_.unite(entry->dirtied);
+    current_ = entry->parent;
+  }
+  std::erase_if(entries_, [&](const auto& other) { return other.get() == entry; });
 }
 
 SnapshotTree::Entry* SnapshotTree::entry_of(const SnapshotNode& node) {

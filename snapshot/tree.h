@@ -48,16 +48,17 @@ class SnapshotTree final {
   // Where the machine stands; null before the first snapshot.
   SnapshotNode* current();
   SnapshotNode* find(const Uuid& uuid);
-  SnapshotNode* find(std::string_view name);  // null for names given twice: newest wins
+  SnapshotNode* find(std::string_view name);  // of two with one name, the newest
   std::vector<SnapshotNode*> nodes();         // oldest first
 
-  // Pages written since the machine stood on current(); adds up until added() or reverted().
+  // Pages written since the machine stood on current(); adds up until add() or reverted().
   void note_dirty(const memory::PageSet& pages);
   const memory::PageSet& dirty_since_current() const { return dirty_; }
 
   // A snapshot was taken: the node becomes current() and a child of the one before.
   SnapshotNode& add(SnapshotNode node);
-  // A snapshot that this process did not take. It is known from now on; current() stays.
+  // A snapshot that this process did not take. It is known from now on; current() stays. One that is
+  // known already is returned as it is.
   // The snapshot that a new process was restored from is adopted, then reverted().
   SnapshotNode& adopt(SnapshotNode node);
 
@@ -73,6 +74,9 @@ class SnapshotTree final {
 
   // Refused for current() and for a node with children.
   Result<void> remove(const Uuid& uuid);
+  // As if the snapshot had never been taken: if the machine stands on it, it stands on the one before
+  // from now on, with the pages of the edge dirty. REQUIRES: no children.
+  void withdraw(const SnapshotNode& node);
 
  private:
   struct Entry;

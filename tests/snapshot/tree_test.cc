@@ -64,6 +64,51 @@ TEST(SnapshotTree, RevertThatEndsHalfwayLeavesTheMachineAtItsTargetWithThePagesS
   EXPECT_EQ(tree.pages_to_revert(b), set({1}));
 }
 
+TEST(SnapshotTree, WithdrawnSnapshotIsAsIfItHadNeverBeenTaken) {
+  SnapshotTree tree(kPages);
+  SnapshotNode& a = tree.add(node("a"));
+  tree.note_dirty(set({1}));
+  SnapshotNode& bad = tree.add(node("bad"));
+  tree.note_dirty(set({2}));
+  tree.withdraw(bad);
+  EXPECT_EQ(tree.current(), &a);
+  EXPECT_EQ(tree.find("bad"), nullptr);
+  EXPECT_EQ(tree.pages_to_revert(a), set({1, 2}));
+  SnapshotNode& c = tree.add(node("c"));
+  tree.reverted(a);
+  EXPECT_EQ(tree.pages_to_revert(c), set({1, 2}));
+}
+
+TEST(SnapshotTree, WithdrawnSnapshotThatTheMachineLeftChangesNothingElse) {
+  SnapshotTree tree(kPages);
+  SnapshotNode& a = tree.add(node("a"));
+  tree.note_dirty(set({1}));
+  SnapshotNode& bad = tree.add(node("bad"));
+  tree.reverted(a);
+  tree.note_dirty(set({2}));
+  tree.withdraw(bad);
+  EXPECT_EQ(tree.current(), &a);
+  EXPECT_EQ(tree.pages_to_revert(a), set({2}));
+}
+
+TEST(SnapshotTree, WithdrawnFirstSnapshotLeavesTheMachineWithoutOne) {
+  SnapshotTree tree(kPages);
+  tree.withdraw(tree.add(node("bad")));
+  EXPECT_EQ(tree.current(), nullptr);
+  EXPECT_TRUE(tree.nodes().empty());
+  SnapshotNode& a = tree.add(node("a"));
+  EXPECT_TRUE(tree.pages_to_revert(a).empty());
+}
+
+TEST(SnapshotTree, AdoptingOneThatIsKnownFindsItAgain) {
+  SnapshotTree tree(kPages);
+  SnapshotNode& a = tree.add(node("a"));
+  SnapshotNode again = node("a");
+  again.uuid = a.uuid;
+  EXPECT_EQ(&tree.adopt(std::move(again)), &a);
+  EXPECT_EQ(tree.nodes().size(), 1u);
+}
+
 TEST(SnapshotTree, RevertToASiblingGoesThroughTheCommonAncestorOnly) {
   SnapshotTree tree(kPages);
   tree.add(node("root"));
