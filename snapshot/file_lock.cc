@@ -38,6 +38,14 @@ std::string command_of(const std::string& process) {
 
 }  // namespace
 
+Result<bool> is_locked(const base::Fd& file) {
+  struct flock lock {};
+  lock.l_type = F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  if (::fcntl(file.get(), F_OFD_GETLK, &lock) != 0) return errno_error("look at a lock");
+  return lock.l_type != F_UNLCK;
+}
+
 Result<void> lock_file(const base::Fd& file, LockMode mode, LockWait wait) {
   struct flock lock {};
   lock.l_type = mode == LockMode::shared ? F_RDLCK : F_WRLCK;

@@ -18,6 +18,9 @@ enum class LockWait : u8 { no, yes };
 // REQUIRES: `file` is open for reading and writing.
 Result<void> lock_file(const base::Fd& file, LockMode mode, LockWait wait);
 
+// Whether somebody else holds a lock of any mode. `file` may be open for reading only.
+Result<bool> is_locked(const base::Fd& file);
+
 // The processes that have the file open, as text: "process 17 (quicksave)". Locks of this kind do
 // not tell their owner, so this looks through /proc; empty when it sees nobody.
 std::string users_of_file(const std::string& path);

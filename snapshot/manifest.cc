@@ -187,6 +187,7 @@ Result<Disk> read_disk(const json& value, const std::string& place) {
   disk.bases = TRY(read_array(object, "bases", kMaximumLayers, read_base));
   disk.layers = TRY(read_array(object, "layers", kMaximumLayers, read_layer));
   TRY(object.finish());
+  if (disk.bases.empty()) return make_error(ErrorKind::corrupt, "{}.bases is empty", place);
   if (disk.mode != "overlay" && disk.mode != "persist" && disk.mode != "ro") {
     return make_error(ErrorKind::corrupt, "{}.mode \"{}\" is not overlay, persist or ro", place,
                       disk.mode);

@@ -18,11 +18,6 @@ Result<std::set<Uuid>> needs_of(const std::string& path) {
   return needs;
 }
 
-bool is_leftover(const std::string& name) {
-  return name.starts_with(".trash-") ||
-         (name.starts_with('.') && name.find(".tmp-") != std::string::npos);
-}
-
 }  // namespace
 
 Result<ObjectGraph> ObjectGraph::read(const std::string& snapshots, const std::string& vms) {
@@ -46,7 +41,6 @@ Result<ObjectGraph> ObjectGraph::read(const std::string& snapshots, const std::s
   }
   const std::vector<std::string> entries = TRY(names_in(snapshots));
   for (const std::string& entry : entries) {
-    if (is_leftover(entry)) graph.leftovers_.push_back(entry);
     const Result<Uuid> uuid = Uuid::parse(entry);
     if (!uuid) continue;  // not ours
     const Result<std::set<Uuid>> needs = needs_of(snapshots + "/" + entry);

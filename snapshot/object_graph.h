@@ -28,8 +28,6 @@ class ObjectGraph final {
   u32 name_count(const Uuid& uuid) const;
   // Names whose object has no valid manifest.
   const std::vector<std::string>& damaged() const { return damaged_; }
-  // Directories left by a process that died while it wrote or removed.
-  const std::vector<std::string>& leftovers() const { return leftovers_; }
 
   // Objects without a name that no needed object rests on. `in_use` says whether a process holds
   // it.
@@ -53,7 +51,6 @@ class ObjectGraph final {
   std::map<Uuid, std::set<Uuid>> objects_;  // object -> what it rests on
   std::map<Uuid, std::vector<std::string>> names_;
   std::vector<std::string> damaged_;
-  std::vector<std::string> leftovers_;
 };
 
 }  // namespace snapshot

@@ -1,9 +1,6 @@
 #include "snapshot/store.h"
 
-#include <dirent.h>
 #include <fcntl.h>
-#include <sys/random.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,26 +8,17 @@
 
 #include "snapshot/file_lock.h"
 #include "snapshot/memory_file.h"
-#include "snapshot/object_graph.h"
 #include "snapshot/safe_open.h"
 #include "snapshot/state_file.h"
 #include "snapshot/store_files.h"
-#include "vmm/base/check.h"
+#include "vmm/base/directories.h"
 
 namespace snapshot {
 namespace {
 
-constexpr char kLockFile[] = "lock";
 constexpr u32 kMaximumDepth = 1024;
 // Disk layers up to this size are read in full by open(): 0.1 ms at most.
 constexpr u64 kSmallFileBytes = base::kMiB;
-
-// Held for moments: keeps an object from being removed between finding it and locking it.
-Result<base::Fd> lock_store(const std::string& snapshots, LockMode mode) {
-  base::Fd lock = TRY(base::open_file(snapshots + "/.lock", O_RDWR | O_CREAT, 0600));
-  TRY(lock_file(lock, mode, LockWait::yes));
-  return lock;
-}
 
 Result<Manifest> read_manifest_of(const base::Fd& directory, const Uuid& uuid) {
   const base::Fd file = TRY(open_plain_file(directory, kManifestFile));
@@ -53,92 +41,16 @@ Result<Manifest> read_manifest_at(const std::string& path, const Uuid& uuid) {
   return read_manifest_of(directory, uuid);
 }
 
-std::string random_suffix() {
-  u32 value = 0;
-  CHECK(::getrandom(&value, sizeof value, 0) == sizeof value);
-  return fmt::format("{:08x}", value);
-}
-
-// Busy when a process holds the object in any mode; else the exclusive lock. An object without lock
-// file is a leftover that nobody can hold: store locks cover the moment in which it has none.
-Result<base::Fd> lock_for_removal(const std::string& path) {
-  Result<base::Fd> lock = base::open_file(path + "/" + kLockFile, O_RDWR | O_NOFOLLOW);
-  if (!lock && lock.error().kind() == ErrorKind::not_found) return base::Fd();
-  if (!lock) return lock;
-  TRY(lock_file(*lock, LockMode::exclusive, LockWait::no));
-  return lock;
-}
-
 }  // namespace
-
-SnapshotDraft::~SnapshotDraft() {
-  if (directory_) remove_directory(path_);
-}
 
 Result<base::Fd> SnapshotObject::open_file(const std::string& name) const {
   return open_plain_file(directory_, name);
 }
 
 Result<SnapshotStore> SnapshotStore::open(std::string snapshots, std::string vms) {
-  TRY(make_directories(snapshots));
-  TRY(make_directories(vms));
+  TRY(base::make_directories(snapshots));
+  TRY(base::make_directories(vms));
   return SnapshotStore(std::move(snapshots), std::move(vms));
-}
-
-Result<SnapshotDraft> SnapshotStore::begin(const std::string& vm, const std::string& name) const {
-  TRY(check_plain_name("VM name", vm));
-  TRY(check_plain_name("snapshot name", name));
-  if (::access(ref_path(vm, name).c_str(), F_OK) == 0) {
-    return make_error(ErrorKind::exists, "VM \"{}\" has a snapshot \"{}\" already", vm, name)
-        .with_hint("choose another name, or delete that one first");
-  }
-  const Uuid uuid = Uuid::random();
-  const std::string path =
-      fmt::format("{}/.{}.tmp-{}", snapshots_, uuid.to_string(), random_suffix());
-  const base::Fd store_lock = TRY(lock_store(snapshots_, LockMode::shared));
-  if (::mkdir(path.c_str(), 0700) != 0) return errno_error("create \"{}\"", path);
-  const auto fill = [&]() -> Result<SnapshotDraft> {
-    base::Fd directory = TRY(open_private_directory(path));
-    base::Fd lock = TRY(base::open_file_at(directory, kLockFile, O_RDWR | O_CREAT | O_EXCL, 0600));
-    TRY(lock_file(lock, LockMode::exclusive, LockWait::no));
-    return SnapshotDraft(uuid, path, std::move(directory), std::move(lock));
-  };
-  Result<SnapshotDraft> draft = fill();
-  if (!draft) remove_directory(path);
-  return draft;
-}
-
-Result<SnapshotObject> SnapshotStore::publish(SnapshotDraft draft, Manifest manifest) const {
-  CHECK(manifest.uuid == draft.uuid_);
-  const std::string text = manifest.serialize();
-  // What was just made is read as a stranger would: nothing appears that open() would refuse.
-  manifest = TRY_CONTEXT(Manifest::parse(text), "new snapshot");
-  TRY(seal_files(draft.path_, draft.directory_));
-  {
-    const base::Fd file =
-        TRY(base::open_file_at(draft.directory_, kManifestFile, O_WRONLY | O_CREAT | O_EXCL, 0400));
-    TRY_CONTEXT(
-        base::write_exactly(file, {reinterpret_cast<const u8*>(text.data()), text.size()}, 0),
-        "write manifest");
-    TRY_CONTEXT(base::sync_file(file), "write manifest");
-  }
-  TRY(base::sync_file(draft.directory_));
-  // From exclusive to shared without a moment between: from here on it is an object in use.
-  TRY(lock_file(draft.lock_, LockMode::shared, LockWait::no));
-  const std::string path = object_path(draft.uuid_);
-  SnapshotObject object(std::move(manifest), path, TRY(draft.directory_.duplicate()),
-                        TRY(draft.lock_.duplicate()));
-  TRY(check_files(object));
-  TRY(check_ancestors(object.manifest()));
-  TRY(rename_new(draft.path_, path));
-  draft.path_ = path;  // whose destructor would remove it, until the name stands
-  TRY(base::sync_directory(snapshots_));
-  const Manifest& made = object.manifest();
-  TRY(make_directories(refs_path(made.vm)));
-  TRY_CONTEXT(write_new_file(refs_path(made.vm), made.name, made.uuid.to_string() + "\n"),
-              fmt::format("name snapshot \"{}\" of VM \"{}\"", made.name, made.vm));
-  draft.directory_.reset();
-  return object;
 }
 
 Result<Uuid> SnapshotStore::resolve(const std::string& vm, const std::string& name) const {
@@ -279,73 +191,6 @@ Result<std::vector<ListedSnapshot>> SnapshotStore::list(const std::string& vm) c
     return listed.manifest ? listed.manifest->created : Timestamp{};
   });
   return all;
-}
-
-Result<void> SnapshotStore::remove(const std::string& vm, const std::string& name) const {
-  const Uuid uuid = TRY(resolve(vm, name));
-  const std::string what = fmt::format("snapshot \"{}\" of VM \"{}\"", name, vm);
-  std::string trash;
-  {
-    const base::Fd store_lock = TRY(lock_store(snapshots_, LockMode::exclusive));
-    const ObjectGraph graph = TRY(ObjectGraph::read(snapshots_, vms_));
-    const std::vector<std::string> children = graph.children_of(uuid);
-    if (!children.empty()) {
-      return make_error(ErrorKind::busy, "{} is needed by {}", what, children.front())
-          .with_hint("delete that one first");
-    }
-    const std::string path = object_path(uuid);
-    Result<base::Fd> lock = lock_for_removal(path);
-    if (!lock && lock.error().kind() == ErrorKind::busy) {
-      return make_error(ErrorKind::busy, "{} is in use by {}", what,
-                        users_of_file(path + "/" + kLockFile))
-          .with_hint("stop the virtual machine that runs from it, then try again");
-    }
-    if (!lock) return std::move(lock).error().with_context(what);
-    // The name first: what is listed is whole.
-    TRY(remove_file(refs_path(vm), name));
-    if (graph.name_count(uuid) > 1 || ::access(path.c_str(), F_OK) != 0) return {};
-    trash = snapshots_ + "/.trash-" + random_suffix();
-    TRY(rename_new(path, trash));
-    TRY(base::sync_directory(snapshots_));
-  }
-  remove_directory(trash);  // takes long for large files: without the store's lock
-  TRY(gc());                // ancestors without a name, which only this one needed
-  return {};
-}
-
-Result<void> SnapshotStore::remove_names(const std::string& vm) const {
-  TRY(check_plain_name("VM name", vm));
-  const std::vector<std::string> names = TRY(names_in(refs_path(vm)));
-  for (const std::string& name : names) TRY(remove_file(refs_path(vm), name));
-  TRY(gc());
-  return {};
-}
-
-Result<GarbageReport> SnapshotStore::gc() const {
-  GarbageReport report;
-  std::vector<std::string> doomed;
-  {
-    const base::Fd store_lock = TRY(lock_store(snapshots_, LockMode::exclusive));
-    const ObjectGraph graph = TRY(ObjectGraph::read(snapshots_, vms_));
-    report.damaged = graph.damaged();
-    std::vector<std::string> unneeded = graph.leftovers();
-    for (const Uuid& uuid : graph.without_need([&](const Uuid& object) {
-           return !lock_for_removal(object_path(object)).has_value();
-         })) {
-      unneeded.push_back(uuid.to_string());
-    }
-    for (const std::string& name : unneeded) {
-      const std::string path = snapshots_ + "/" + name;
-      if (!lock_for_removal(path)) continue;
-      std::string trash = snapshots_ + "/.trash-" + random_suffix();
-      TRY(rename_new(path, trash));
-      doomed.push_back(std::move(trash));
-    }
-    if (!doomed.empty()) TRY(base::sync_directory(snapshots_));
-  }
-  for (const std::string& path : doomed) remove_directory(path);
-  report.removed = static_cast<u32>(doomed.size());
-  return report;
 }
 
 }  // namespace snapshot

@@ -126,6 +126,8 @@ class SnapshotStore final {
   // Removes all names of `vm`, then what nobody needs any more.
   Result<void> remove_names(const std::string& vm) const;
 
+  // Removes what processes left that died while they wrote or removed an object. Reads no manifest.
+  Result<u32> remove_leftovers() const;
   // Removes leftovers and objects without name, child or user.
   Result<GarbageReport> gc() const;
 
@@ -138,6 +140,8 @@ class SnapshotStore final {
   std::string ref_path(const std::string& vm, const std::string& name) const {
     return refs_path(vm) + "/" + name;
   }
+  Result<void> move_to_trash(const std::vector<std::string>& names,
+                             std::vector<std::string>& trash) const;
   Result<void> check_files(const SnapshotObject& object) const;
   Result<void> check_ancestors(const Manifest& manifest) const;
 

@@ -15,18 +15,21 @@
 
 namespace snapshot {
 
-Result<void> make_directories(const std::string& path) {
-  if (::mkdir(path.c_str(), 0700) == 0) {
-    const std::size_t slash = path.rfind('/');
-    return base::sync_directory(slash == 0 ? "/" : path.substr(0, slash));
-  }
-  if (errno == EEXIST) return {};
-  const std::size_t slash = path.rfind('/');
-  if (errno != ENOENT || slash == std::string::npos || slash == 0) {
-    return errno_error("create directory \"{}\"", path);
-  }
-  TRY(make_directories(path.substr(0, slash)));
-  return make_directories(path);
+Result<base::Fd> lock_store(const std::string& snapshots, LockMode mode) {
+  base::Fd lock = TRY(base::open_file(snapshots + "/.lock", O_RDWR | O_CREAT, 0600));
+  TRY(lock_file(lock, mode, LockWait::yes));
+  return lock;
+}
+
+bool is_leftover(std::string_view name) {
+  return name.starts_with(".trash-") ||
+         (name.starts_with('.') && name.find(".tmp-") != std::string_view::npos);
+}
+
+std::string random_suffix() {
+  u32 value = 0;
+  CHECK(::getrandom(&value, sizeof value, 0) == sizeof value);
+  return fmt::format("{:08x}", value);
 }
 
 Result<std::vector<std::string>> names_in(const std::string& path) {
@@ -67,9 +70,7 @@ Result<void> rename_new(const std::string& from, const std::string& to) {
 
 Result<void> write_new_file(const std::string& directory, const std::string& name,
                             std::string_view text) {
-  u32 random = 0;
-  CHECK(::getrandom(&random, sizeof random, 0) == sizeof random);
-  const std::string temporary = fmt::format("{}/.{}.tmp-{:08x}", directory, name, random);
+  const std::string temporary = fmt::format("{}/.{}.tmp-{}", directory, name, random_suffix());
   const auto write = [&]() -> Result<void> {
     const base::Fd file = TRY(base::open_file(temporary, O_WRONLY | O_CREAT | O_EXCL, 0600));
     TRY(base::write_all(file, {reinterpret_cast<const u8*>(text.data()), text.size()}));

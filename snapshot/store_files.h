@@ -6,14 +6,23 @@
 #include <string_view>
 #include <vector>
 
+#include "snapshot/file_lock.h"
 #include "snapshot/manifest.h"
 #include "vmm/base/fd.h"
 #include "vmm/base/result.h"
 
 namespace snapshot {
 
-// Creates the directory and those above it that are missing, 0700.
-Result<void> make_directories(const std::string& path);
+inline constexpr char kLockFile[] = "lock";  // of an object
+
+// The lock of the store in the directory `snapshots`. Held for moments: keeps an object from being
+// removed between finding it and locking it.
+Result<base::Fd> lock_store(const std::string& snapshots, LockMode mode);
+
+// A directory in the store that was being written or removed.
+bool is_leftover(std::string_view name);
+// Eight digits, for a name that nobody else takes.
+std::string random_suffix();
 
 // What stands in a directory, sorted, without those that begin with '.' followed by nothing or '.'.
 // A missing directory is empty.

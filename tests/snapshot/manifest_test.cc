@@ -80,6 +80,8 @@ TEST(Manifest, EveryMissingAndEveryUnknownKeyIsNamedWithItsPlace) {
   EXPECT_EQ(refusal(forged([](auto& d) { d["extra"] = 1; })), "manifest: unknown key extra");
   EXPECT_EQ(refusal(forged([](auto& d) { d["disks"][0]["layers"][0]["x"] = 1; })),
             "manifest: unknown key disks[0].layers[0].x");
+  EXPECT_EQ(refusal(forged([](auto& d) { d["disks"][0]["bases"].clear(); })),
+            "manifest: disks[0].bases is empty");
   EXPECT_EQ(refusal(forged([](auto& d) { d["disks"][0]["bases"][0].erase("inode"); })),
             "manifest: key disks[0].bases[0].inode is missing");
   for (const char* key : {"uuid", "vm", "name", "description", "created", "parent", "program",

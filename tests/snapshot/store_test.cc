@@ -316,6 +316,37 @@ TEST_F(Store, ListWhileOthersCreateAndRemoveShowsWholeSnapshotsOnly) {
   EXPECT_EQ(store_.list("t").value().size(), 20u);
 }
 
+TEST_F(Store, CollectingGarbageWhileSnapshotsAppearAndAreDroppedFailsNeverAndTakesNone) {
+  std::atomic<bool> stop = false;
+  std::thread maker([&] {
+    for (int i = 0; i < 60; ++i) {
+      make_snapshot(store_, "t", fmt::format("s{}", i));
+      auto dropped = store_.begin("t", "dropped").value();
+    }
+    stop = true;
+  });
+  while (!stop) {
+    const Result<GarbageReport> report = store_.gc();
+    EXPECT_TRUE(report) << message(report);
+    const Result<u32> leftovers = store_.remove_leftovers();
+    EXPECT_TRUE(leftovers) << message(leftovers);
+  }
+  maker.join();
+  EXPECT_EQ(store_.list("t").value().size(), 60u);
+  EXPECT_EQ(directories(), 60u);
+}
+
+TEST_F(Store, LeftoversOfAKilledWriterAreRemovedAndADraftThatIsBeingWrittenIsNot) {
+  const auto draft = store_.begin("t", "now").value();
+  fs::create_directory(snapshots() + "/." + Uuid::random().to_string() + ".tmp-01234567");
+  fs::create_directory(snapshots() + "/.trash-01234567");
+  make_snapshot(store_, "t", "clean");
+  EXPECT_EQ(directories(), 4u);
+  EXPECT_EQ(store_.remove_leftovers().value(), 2u);
+  EXPECT_EQ(directories(), 2u);
+  EXPECT_EQ(store_.list("t").value().size(), 1u);
+}
+
 TEST_F(Store, KilledAtAnyMomentItReopensClean) {  // H10
   std::mt19937 random(5);
   u64 survivors = 0;

@@ -86,6 +86,7 @@ inline snapshot::Manifest fill(const snapshot::SnapshotDraft& draft, const std::
   disk.name = "vda";
   disk.mode = "overlay";
   disk.virtual_bytes = base::kMiB;
+  disk.bases = {snapshot::BaseImage::identify("/proc/self/exe", "raw").value()};
   disk.layers = {{draft.uuid(), "disk-0.qcow2", base::file_size(layer).value(),
                   snapshot::checksum64_of_file(layer).value()}};
   manifest.disks = {disk};
