@@ -66,7 +66,7 @@ void ApiSession::watch() {
 }
 
 ApiSession::Reading ApiSession::read_ready() {
-  if (!fd_ || owes_answer_) return Reading::stop;
+  if (!fd_ || is_answering()) return Reading::stop;
   char buffer[16 * 1024];
   const ssize_t count = ::recv(fd_.get(), buffer, sizeof buffer, MSG_DONTWAIT);
   if (count < 0 && (errno == EAGAIN || errno == EINTR)) return Reading::go_on;
@@ -81,11 +81,11 @@ ApiSession::Reading ApiSession::read_ready() {
     const std::string all = std::exchange(inbox_, {}).append(fresh);
     take_bytes(all);
   }
-  return fd_ && !owes_answer_ ? Reading::go_on : Reading::stop;
+  return fd_ && !is_answering() ? Reading::go_on : Reading::stop;
 }
 
 void ApiSession::take_bytes(std::string_view bytes) {
-  while (!bytes.empty() && fd_ && !owes_answer_) {
+  while (!bytes.empty() && fd_ && !is_answering()) {
     u64 used = 0;
     const HttpRequestReader::Status status = reader_.take(bytes, used);
     bytes.remove_prefix(used);
@@ -125,14 +125,16 @@ void ApiSession::answer(int status, std::string_view json_body) {
       "HTTP/1.1 {} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{}\r\n{}", status,
       reason_of(status), json_body.size(), keep_alive_ ? "" : "Connection: close\r\n", json_body);
   send_outbox();
-  // A request served later than it was read: go on with what the client sent meanwhile.
-  if (fd_ && !is_watching_) {
-    loop_.post([self = shared_from_this()] {
-      const std::string waiting = std::exchange(self->inbox_, {});
-      self->take_bytes(waiting);
-      if (!self->owes_answer_) self->watch();
-    });
-  }
+  // A request served later than it was read. Posted: the answer may come from inside take_bytes().
+  if (fd_ && !is_watching_) loop_.post([self = shared_from_this()] { self->read_on(); });
+}
+
+// With what the client sent meanwhile, then with what it sends.
+void ApiSession::read_on() {
+  if (is_answering() || is_watching_) return;
+  const std::string waiting = std::exchange(inbox_, {});
+  take_bytes(waiting);
+  if (!is_answering()) watch();
 }
 
 void ApiSession::send_outbox() {
@@ -144,7 +146,9 @@ void ApiSession::send_outbox() {
       if (deadline_ms_ == 0) deadline_ms_ = monotonic_ms() + limits_.slow_client_ms;
       loop_.watch_writable(fd_.get(), [self = shared_from_this()] {
         self->send_outbox();
-        return self->fd_ && self->has_unsent_bytes();
+        if (self->fd_ && self->has_unsent_bytes()) return true;
+        self->read_on();
+        return false;
       });
       return;
     }

@@ -1,7 +1,7 @@
 // ApiSession: one client of the API server: bytes in, requests out, answers back.
 //
-// One request at a time: while an answer is owed, nothing more is read, so a client cannot make the
-// server queue. All I/O is non-blocking.
+// One request at a time: while an answer is owed or not all of it is sent, nothing more is read, so a
+// client cannot make the server queue. All I/O is non-blocking.
 //
 // Thread: the loop's.
 
@@ -45,6 +45,8 @@ class ApiSession final : public std::enable_shared_from_this<ApiSession> {
   Reading read_ready();
   // Serves every request that `bytes` completes.
   void take_bytes(std::string_view bytes);
+  bool is_answering() const { return owes_answer_ || has_unsent_bytes(); }
+  void read_on();
   void refuse(int status, std::string_view message);
   void watch();
 

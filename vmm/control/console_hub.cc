@@ -2,6 +2,8 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/socket.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -65,6 +67,7 @@ struct ConsoleHub::Impl : std::enable_shared_from_this<ConsoleHub::Impl> {
   std::array<u8, 4096> waiting{};
   std::size_t waiting_bytes = 0;
   std::size_t waiting_sent = 0;
+  int waiting_source = -1;
   bool is_retry_scheduled = false;
   // Who was told to wait while the device is full.
   std::vector<int> held_back;
@@ -80,6 +83,7 @@ struct ConsoleHub::Impl : std::enable_shared_from_this<ConsoleHub::Impl> {
   bool is_source(int fd) const;
   std::size_t without_escapes(std::span<u8> bytes);
   void deliver_input();
+  void drop_unread(int fd);
 };
 
 // --- from the guest --------------------------------------------------------------------------
@@ -138,14 +142,15 @@ void ConsoleHub::Impl::write_log(std::span<const u8> bytes) {
 }
 
 void ConsoleHub::mark_log(std::string_view line) {
-  // Written with the next bytes: whoever marks a revert is being waited for.
-  bool must_wake = false;
   {
     base::MutexLock lock(impl_->mutex);
     impl_->marks.emplace_back(impl_->ring.size(), fmt::format("\r\n{}\r\n", line));
-    must_wake = !std::exchange(impl_->is_wake_pending, true);
   }
-  if (must_wake) impl_->wake.signal();
+  // Whoever marks a revert is being waited for. Posted and not signalled: on the loop's own thread
+  // that costs no system call.
+  impl_->loop.post([weak = impl_->weak_from_this()] {
+    if (const auto self = weak.lock()) self->drain();
+  });
 }
 
 // --- to the guest ----------------------------------------------------------------------------
@@ -178,6 +183,7 @@ bool ConsoleHub::Impl::input_ready(int fd) {
   }
   std::span<u8> bytes(waiting.data(), static_cast<std::size_t>(count));
   waiting_sent = 0;
+  waiting_source = fd;
   waiting_bytes = fd == standard_input.get() && terminal ? without_escapes(bytes) : bytes.size();
   deliver_input();
   return true;
@@ -238,6 +244,26 @@ void ConsoleHub::Impl::deliver_input() {
     self->is_retry_scheduled = false;
     self->deliver_input();
   });
+}
+
+// What a client has sent and nobody has read is older than the revert as well. A bounded number of
+// pieces: one that never stops sending shall not stop us.
+void ConsoleHub::Impl::drop_unread(int fd) {
+  constexpr int kMaximumPieces = 256;
+  std::array<u8, 4096> piece;
+  for (int i = 0; i < kMaximumPieces; ++i) {
+    const ssize_t count = ::recv(fd, piece.data(), piece.size(), MSG_DONTWAIT);
+    if (count < static_cast<ssize_t>(piece.size())) return;  // its end is seen by who watches it
+  }
+}
+
+void ConsoleHub::drop_waiting_input() {
+  Impl& hub = *impl_;
+  for (const auto& client : hub.clients) hub.drop_unread(client->fd());
+  if (hub.terminal) ::tcflush(hub.standard_input.get(), TCIFLUSH);
+  if (hub.waiting_source == hub.standard_input.get() && !hub.terminal) return;
+  hub.waiting_sent = hub.waiting_bytes;
+  hub.deliver_input();
 }
 
 void ConsoleHub::input_room() {

@@ -5,7 +5,8 @@
 //
 // A reader that does not read never stops the guest: the ring and each reader's backlog are
 // bounded, and what does not fit is dropped and counted; a reader that catches up is told how much
-// it missed. Input is never dropped: while the device is full, nothing more is read from anybody.
+// it missed. Input is not dropped but by a revert: while the device is full, nothing more is read from
+// anybody.
 //
 // Invariant: bytes reach every sink in the order in which write() took them.
 // Thread: write() and input_room() from any thread; the rest from the loop's.
@@ -49,10 +50,15 @@ class ConsoleHub final {
   // The device has room again. Input is retried after 20 ms even if nobody calls this.
   void input_room();
 
+  // Forgets what was typed and has not reached the device: it was meant for a guest that has been
+  // reverted. Standard input that is no terminal is a script for whoever comes: it stays.
+  void drop_waiting_input();
+
   // What ^] twice on the foreground's terminal does. Unset: nothing.
   void set_leave(std::function<void()> leave);
 
-  // One line of our own in the log and nowhere else: "[reverted to clean]".
+  // One line of our own in the log and nowhere else: "[reverted to clean]". It stands behind all that
+  // was written before, and is written soon.
   void mark_log(std::string_view line);
 
   // Hands on all that was written so far, and waits up to a second for a slow stdout.

@@ -103,6 +103,47 @@ TEST_F(ApiServerTest, RevertAnswersWithTheFiguresScriptsRelyOn) {
   EXPECT_EQ(vm_.reverts[1].snapshot, "");
 }
 
+TEST_F(ApiServerTest, AClientThatAsksAndDoesNotReadIsNotReadEither) {
+  const base::Fd fd = raw();
+  const std::string_view request = "GET /v1/vm HTTP/1.1\r\nHost: x\r\n\r\n";
+  std::string many;
+  for (int i = 0; i < 1000; ++i) many += request;
+  // What both sockets hold and a few buffers: then nobody takes more.
+  u64 sent = 0;
+  int refused = 0;
+  while (refused < 20 && sent < 64 * base::kMiB) {
+    const ssize_t count = ::send(fd.get(), many.data(), many.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (count > 0) sent += static_cast<u64>(count);
+    refused = count > 0 ? 0 : refused + 1;
+    if (count <= 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  EXPECT_LT(sent, 4 * base::kMiB);
+}
+
+TEST_F(ApiServerTest, AnswersThatWaitedForTheirReaderAllArrive) {
+  const base::Fd fd = raw();
+  constexpr int kRequests = 3000;
+  std::thread asker([&] {
+    std::string all;
+    for (int i = 0; i < kRequests; ++i) all += "GET /v1/vm HTTP/1.1\r\nHost: x\r\n\r\n";
+    send(fd, all);
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  std::string all;
+  char buffer[65536];
+  int answers = 0;
+  while (answers < kRequests) {
+    const ssize_t count = ::recv(fd.get(), buffer, sizeof buffer, 0);
+    ASSERT_GT(count, 0) << answers;
+    all.append(buffer, static_cast<std::size_t>(count));
+    answers = 0;
+    for (std::size_t at = 0; (at = all.find("HTTP/1.1 200", at)) != std::string::npos; ++at) {
+      ++answers;
+    }
+  }
+  asker.join();
+}
+
 TEST_F(ApiServerTest, ARefusalKeepsKindMessageAndHint) {
   ApiClient c = client();
   const Result<std::string> refused = c.request("POST", "/v1/revert", R"({"snapshot":"missing"})");

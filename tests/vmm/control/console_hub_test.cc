@@ -155,6 +155,32 @@ TEST_F(ConsoleHubTest, InputIsRetriedThoughNobodyAnnouncesRoom) {
   EXPECT_TRUE(eventually([&] { return input_ == "abc"; }));
 }
 
+TEST_F(ConsoleHubTest, InputForARevertedGuestIsDroppedWhereverItWaits) {
+  start();
+  const base::Fd one = attached();
+  const base::Fd two = attached();
+  input_.clear();
+  room_ = 1;
+  // Some of it the hub has read, most of it is in the sockets.
+  const std::string text(100'000, 'o');
+  for (const base::Fd* fd : {&one, &two}) {
+    ASSERT_EQ(::send(fd->get(), text.data(), text.size(), 0), 100'000);
+  }
+  ASSERT_TRUE(eventually([&] { return input_.size() == 1; }));
+  std::atomic<bool> done = false;
+  loop_.post([&] {
+    hub_->drop_waiting_input();
+    done = true;
+  });
+  while (!done) std::this_thread::yield();
+  room_ = 1 << 20;
+  ASSERT_EQ(::send(one.get(), "new", 3, 0), 3);
+  ASSERT_TRUE(eventually([&] { return input_.size() >= 4; }));
+  ASSERT_EQ(::send(two.get(), "er", 2, 0), 2);
+  ASSERT_TRUE(eventually([&] { return input_.size() >= 6; }));
+  EXPECT_EQ(input_, "onewer");
+}
+
 TEST_F(ConsoleHubTest, AMarkIsInTheLogOnlyAndInItsPlace) {
   start();
   const base::Fd reader = attached();
