@@ -102,9 +102,9 @@ int run_detached_child(LaunchRequest request, Launcher& launcher) {
 }
 
 // The tail of what a process wrote that ended without a word to its parent.
-std::string last_words(const VmDirectory& directory) {
+std::string last_words(const std::string& vmm_log) {
   constexpr std::size_t kTailBytes = 2000;
-  Result<std::string> log = base::read_whole_file(directory.vmm_log(), base::kMiB);
+  Result<std::string> log = base::read_whole_file(vmm_log, base::kMiB);
   if (!log) return "";
   return log->size() > kTailBytes ? log->substr(log->size() - kTailBytes) : *log;
 }
@@ -118,9 +118,16 @@ void remove_after_failure(const Home& home, const std::string& name) {
 }
 
 Result<int> launch_detached(LaunchRequest request, Launcher& launcher) {
-  StartPipe pipe = TRY(StartPipe::create());
   const Home home = request.directory.home;
   const std::string name = request.directory.name;
+  Result<StartPipe> created = StartPipe::create();
+  Result<void> prepared = created ? record_no_owner(request.directory) : created.error();
+  if (!prepared) {
+    TRY(remove_vm_directory(request.directory));
+    return std::move(prepared).error();
+  }
+  StartPipe pipe = std::move(*created);
+  const std::string vmm_log = request.directory.vmm_log();
   const pid_t child = ::fork();
   if (child < 0) {
     Error error = errno_error("start a process for VM \"{}\"", name);
@@ -147,7 +154,7 @@ Result<int> launch_detached(LaunchRequest request, Launcher& launcher) {
   } else {
     report(
         make_error(ErrorKind::failed, "the process of VM \"{}\" ended before the guest ran", name)
-            .with_hint(last_words(*find_vm_directory(home, name))));
+            .with_hint(last_words(vmm_log)));
   }
   remove_after_failure(home, name);
   const bool has_status = outcome == StartOutcome::refused && WIFEXITED(status);

@@ -42,6 +42,17 @@ Result<base::Fd> new_socket(int flags) {
   return fd;
 }
 
+const sockaddr* generic(const sockaddr_un& name) {
+  return reinterpret_cast<const sockaddr*>(&name);
+}
+
+// Whether somebody listens. Never waits: a listener whose queue is full is one, too.
+Result<bool> is_live(const std::string& path) {
+  const Address address = TRY(address_of(path));
+  const base::Fd fd = TRY(new_socket(SOCK_NONBLOCK));
+  return ::connect(fd.get(), generic(address.name), sizeof address.name) == 0 || errno == EAGAIN;
+}
+
 Result<void> remove_stale(const std::string& path) {
   struct stat status {};
   if (::lstat(path.c_str(), &status) != 0) {
@@ -52,6 +63,10 @@ Result<void> remove_stale(const std::string& path) {
     return make_error(ErrorKind::exists, "\"{}\" is there and is no socket", path)
         .with_hint("remove it by hand if nobody needs it");
   }
+  if (TRY(is_live(path))) {
+    return make_error(ErrorKind::busy, "a live process listens on \"{}\"", path)
+        .with_hint("another QUICKSAVE_HOME with the same runtime directory? give the VM another name");
+  }
   if (::unlink(path.c_str()) != 0) return errno_error("remove stale socket \"{}\"", path);
   return {};
 }
@@ -61,10 +76,6 @@ bool is_own_user(const base::Fd& client) {
   socklen_t size = sizeof peer;
   return ::getsockopt(client.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 &&
          peer.uid == ::geteuid();
-}
-
-const sockaddr* generic(const sockaddr_un& name) {
-  return reinterpret_cast<const sockaddr*>(&name);
 }
 
 }  // namespace

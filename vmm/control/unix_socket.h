@@ -9,8 +9,8 @@
 
 namespace control {
 
-// Listens on `path`. A socket that is there already is stale and replaced; anything else is left
-// alone and refused. REQUIRES: this process holds the VM's lock, so no live VM owns the path.
+// Listens on `path`. A socket that nobody listens on any more is replaced; anything else is left alone
+// and refused. REQUIRES: this process holds the VM's lock.
 Result<base::Fd> listen_unix(const std::string& path);
 
 Result<base::Fd> connect_unix(const std::string& path);

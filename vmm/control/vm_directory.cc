@@ -12,6 +12,9 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "snapshot/file_lock.h"
+#include "vmm/base/directories.h"
+#include "vmm/base/log.h"
 #include "vmm/control/json_reader.h"
 
 namespace control {
@@ -39,22 +42,28 @@ Result<base::Fd> open_lock_file(const VmDirectory& directory, int flags) {
   return base::open_file(directory.path() + "/lock", flags | O_NOFOLLOW);
 }
 
-struct flock whole_file(short type) {
-  struct flock lock {};
-  lock.l_type = type;
-  lock.l_whence = SEEK_SET;
-  return lock;
+Result<void> lock_new(VmDirectory& directory) {
+  base::Fd lock = TRY(open_lock_file(directory, O_RDWR | O_CREAT | O_EXCL));
+  Result<void> locked =
+      snapshot::lock_file(lock, snapshot::LockMode::exclusive, snapshot::LockWait::no);
+  if (!locked && locked.error().kind() == ErrorKind::busy) {
+    return make_error(ErrorKind::busy, "VM \"{}\" is being removed by another process",
+                      directory.name);
+  }
+  if (locked) directory.lock = std::move(lock);
+  return locked;
 }
 
-// Open file description locks: they end with the last descriptor of the process that took them, so
-// a killed VM leaves none behind, and a fork hands them on.
-Result<bool> try_lock(const base::Fd& fd) {
-  struct flock lock = whole_file(F_WRLCK);
-  while (::fcntl(fd.get(), F_OFD_SETLK, &lock) != 0) {
-    if (errno == EAGAIN || errno == EACCES) return false;
-    if (errno != EINTR) return errno_error("lock");
+Result<void> fill(const VmDirectory& directory) {
+  TRY(record_owner(directory));
+  if (::mkdir(directory.refs().c_str(), 0700) != 0) {
+    return errno_error("create directory \"{}\"", directory.refs());
   }
-  return true;
+  TRY(base::make_directories(directory.home.runtime));
+  if (::mkdir(directory.runtime().c_str(), 0700) != 0 && errno != EEXIST) {
+    return errno_error("create directory \"{}\"", directory.runtime());
+  }
+  return {};
 }
 
 u32 pid_in(const base::Fd& lock_file) {
@@ -112,38 +121,29 @@ Result<void> check_name(std::string_view what, std::string_view name) {
       .with_hint("a name is 1 to 64 of A-Z a-z 0-9 . _ - and starts with none of . -");
 }
 
-Result<void> make_directories(const std::string& path) {
-  if (::mkdir(path.c_str(), 0700) == 0) return {};
-  if (errno == ENOENT && path.rfind('/') > 0) {
-    TRY(make_directories(path.substr(0, path.rfind('/'))));
-    if (::mkdir(path.c_str(), 0700) == 0) return {};
-  }
-  struct stat status {};
-  const int mkdir_error = errno;
-  if (mkdir_error == EEXIST && ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode)) {
-    return {};
-  }
-  return Error::from_errno(mkdir_error, fmt::format("create directory \"{}\"", path));
-}
-
+// Without fsync, which costs more than all the rest of a start: the first snapshot makes the
+// directory durable (SnapshotStore::publish()).
 Result<VmDirectory> create_vm_directory(const Home& home, std::string_view name) {
   TRY(check_name("VM", name));
   VmDirectory directory{home, std::string(name), {}};
-  TRY(make_directories(home.vms()));
+  TRY(base::make_directories(home.vms()));
   if (::mkdir(directory.path().c_str(), 0700) != 0) {
     if (errno != EEXIST) return errno_error("create directory \"{}\"", directory.path());
     return make_error(ErrorKind::exists, "VM \"{}\" exists already", name)
         .with_hint(
             fmt::format("take another name, or: quicksave stop {0}; quicksave rm {0}", name));
   }
-  directory.lock = TRY(open_lock_file(directory, O_RDWR | O_CREAT | O_EXCL));
-  if (!TRY(try_lock(directory.lock))) {
-    return make_error(ErrorKind::busy, "VM \"{}\" is being removed by another process", name);
+  Result<void> locked = lock_new(directory);
+  if (!locked) {
+    ::rmdir(directory.path().c_str());  // not empty: another process has it by now
+    return std::move(locked).error();
   }
-  TRY(record_owner(directory));
-  TRY(make_directories(directory.refs()));
-  TRY(make_directories(directory.runtime()));
-  return directory;
+  Result<void> filled = fill(directory);
+  if (filled) return directory;
+  if (const Result<void> removed = remove_vm_directory(directory); !removed) {
+    base::log(base::LogLevel::warning, "{}", removed.error().message());
+  }
+  return std::move(filled).error();
 }
 
 Result<VmDirectory> find_vm_directory(const Home& home, std::string_view name) {
@@ -160,17 +160,25 @@ Result<VmDirectory> find_vm_directory(const Home& home, std::string_view name) {
 Result<void> lock_vm_directory(VmDirectory& directory) {
   base::Fd fd = TRY_CONTEXT(open_lock_file(directory, O_RDWR | O_CREAT),
                             fmt::format("VM \"{}\"", directory.name));
-  if (!TRY(try_lock(fd))) {
+  Result<void> locked =
+      snapshot::lock_file(fd, snapshot::LockMode::exclusive, snapshot::LockWait::no);
+  if (!locked && locked.error().kind() == ErrorKind::busy) {
     return make_error(ErrorKind::busy, "VM \"{}\" runs as process {}", directory.name, pid_in(fd))
         .with_hint(fmt::format("quicksave stop {}", directory.name));
   }
+  if (!locked) return locked;
   directory.lock = std::move(fd);
+  return {};
+}
+
+Result<void> record_no_owner(const VmDirectory& directory) {
+  if (::ftruncate(directory.lock.get(), 0) != 0) return errno_error("write the lock file");
   return {};
 }
 
 Result<void> record_owner(const VmDirectory& directory) {
   const std::string text = fmt::format("{}\n", ::getpid());
-  if (::ftruncate(directory.lock.get(), 0) != 0) return errno_error("write the lock file");
+  TRY(record_no_owner(directory));
   return base::write_exactly(directory.lock,
                              {reinterpret_cast<const u8*>(text.data()), text.size()}, 0);
 }
@@ -222,11 +230,9 @@ Result<std::optional<u32>> owner_of(const VmDirectory& directory) {
     if (fd.error().kind() == ErrorKind::not_found) return std::optional<u32>();
     return fd.error();
   }
-  struct flock lock = whole_file(F_WRLCK);
-  if (::fcntl(fd->get(), F_OFD_GETLK, &lock) != 0) {
-    return errno_error("ask who runs VM \"{}\"", directory.name);
+  if (!TRY_CONTEXT(snapshot::is_locked(*fd), fmt::format("VM \"{}\"", directory.name))) {
+    return std::optional<u32>();
   }
-  if (lock.l_type == F_UNLCK) return std::optional<u32>();
   return std::optional<u32>(pid_in(*fd));
 }
 

@@ -62,9 +62,10 @@ Result<VmDirectory> find_vm_directory(const Home& home, std::string_view name);
 // Takes the lock of a VM that does not run; fails with `busy` and the holder's pid if it does.
 Result<void> lock_vm_directory(VmDirectory& directory);
 
-// Writes this process's pid into the lock file, where `ps` finds it. Again after a fork.
-// REQUIRES: locked.
+// Writes this process's pid into the lock file, where `ps` finds it, or takes out whose is there:
+// before a fork that hands the lock on, and after it in the child. REQUIRES: locked.
 Result<void> record_owner(const VmDirectory& directory);
+Result<void> record_no_owner(const VmDirectory& directory);
 
 // Removes the directory, its references to snapshots and its sockets; the snapshot objects stay.
 // REQUIRES: locked.
@@ -85,9 +86,6 @@ bool has_snapshots(const VmDirectory& directory);
 
 // "vm-" and six random letters and digits.
 std::string generate_name();
-
-// mkdir -p, every new directory 0700.
-Result<void> make_directories(const std::string& path);
 
 // A name is 1 to 64 of [A-Za-z0-9._-], not starting with '.' or '-'.
 Result<void> check_name(std::string_view what, std::string_view name);

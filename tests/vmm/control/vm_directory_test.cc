@@ -9,6 +9,7 @@
 #include <fstream>
 
 #include "tests/vmm/control/support/temporary_home.h"
+#include "vmm/base/directories.h"
 #include "vmm/control/unix_socket.h"
 
 namespace control {
@@ -116,10 +117,37 @@ TEST(UnixSocket, AStaleOneIsReplacedAndAFileIsNot) {
   EXPECT_TRUE(std::filesystem::exists(file));
 }
 
+TEST(UnixSocket, OneThatSomebodyListensOnIsLeftAlone) {
+  const TemporaryHome temporary;
+  const std::string path = temporary.path() + "/s.sock";
+  const Result<base::Fd> live = listen_unix(path);
+  ASSERT_TRUE(live);
+  const Result<base::Fd> second = listen_unix(path);
+  ASSERT_FALSE(second);
+  EXPECT_EQ(second.error().kind(), ErrorKind::busy);
+  EXPECT_TRUE(connect_unix(path));
+}
+
+TEST(VmDirectory, OneThatCannotBeFilledIsNotLeftBehind) {
+  const TemporaryHome temporary;
+  std::ofstream(temporary.path() + "/run") << "where the runtime directory should be";
+  EXPECT_FALSE(create_vm_directory(temporary.home(), "t"));
+  EXPECT_FALSE(std::filesystem::exists(temporary.path() + "/vms/t"));
+}
+
+TEST(VmDirectory, WhoeverHandsTheLockOnIsNoLongerItsOwner) {
+  const TemporaryHome temporary;
+  const Result<VmDirectory> vm = create_vm_directory(temporary.home(), "t");
+  ASSERT_TRUE(record_no_owner(*vm));
+  EXPECT_EQ(**owner_of(*find_vm_directory(temporary.home(), "t")), 0u);
+  ASSERT_TRUE(record_owner(*vm));
+  EXPECT_EQ(**owner_of(*find_vm_directory(temporary.home(), "t")), static_cast<u32>(::getpid()));
+}
+
 TEST(UnixSocket, APathLongerThanTheAddressWorks) {
   const TemporaryHome temporary;
   const std::string directory = temporary.path() + "/" + std::string(150, 'd');
-  ASSERT_TRUE(make_directories(directory));
+  ASSERT_TRUE(base::make_directories(directory));
   const Result<base::Fd> listener = listen_unix(directory + "/api.sock");
   ASSERT_TRUE(listener) << listener.error().message();
   EXPECT_TRUE(connect_unix(directory + "/api.sock"));
