@@ -30,7 +30,11 @@ void DiskQueue::submit(BlockRequest& request) {
   CHECK(base::is_aligned(request.offset_bytes | request.length_bytes, kSectorBytes));
   ++in_flight_;
   switch (request.op) {
-    case BlockOp::read: read(request); break;
+    case BlockOp::read:
+      // Behind those that wait already.
+      parked_.push_back(take_read(request));
+      continue_parked();
+      break;
     case BlockOp::write: finish(request, write(request)); break;
     case BlockOp::discard:
     case BlockOp::write_zeroes: finish(request, write_zeroes(request)); break;
@@ -52,67 +56,105 @@ BlockStatus DiskQueue::write_zeroes(BlockRequest& request) {
   return BlockStatus::ok;
 }
 
-void DiskQueue::read(BlockRequest& request) {
-  const u32 pending = take_pending(request);
-  BlockStatus status = BlockStatus::ok;
-  missing_.clear();
-  if (stack_.active == nullptr) {
-    missing_.push_back({request.offset_bytes, request.length_bytes});
-  } else {
-    status = stack_.active->read(request.offset_bytes, request.length_bytes,
-                                 IovecCursor(request.buffers), missing_);
-  }
-  IovecCursor to(request.buffers);
-  u64 at = request.offset_bytes;
-  for (const ByteRange& range : missing_) {
-    if (status != BlockStatus::ok) break;
-    to.skip(range.offset - at);
-    status = read_below(range, to, pending);
-    at = range.offset + range.length;
+void DiskQueue::continue_parked() {
+  while (!parked_.empty() && pieces_ < kMaxPieces) {
+    const u32 index = parked_.front();
+    hand_out(index);
+    if (!reads_[index].is_handed_out()) break;
+    parked_.pop_front();
+    reads_[index].is_parked = false;
+    finish_if_done(index);
   }
   engine_->kick();
-  piece_done(pending, status);
 }
 
-BlockStatus DiskQueue::read_below(ByteRange range, IovecCursor& to, u32 pending) {
-  while (range.length > 0) {
-    const Result<LocatedExtent> located = locate(stack_.lower, range.offset, range.length);
-    if (!located) {
-      log_read_error(range.offset, located.error().message());
+void DiskQueue::hand_out(u32 index) {
+  Read& read = reads_[index];
+  while (!read.is_handed_out() && pieces_ < kMaxPieces) {
+    const BlockStatus status = hand_out_some(index);
+    if (status != BlockStatus::ok) read.status = status;
+  }
+}
+
+BlockStatus DiskQueue::hand_out_some(u32 index) {
+  Read& read = reads_[index];
+  ByteRange rest = read.left;
+  missing_.clear();
+  if (stack_.active == nullptr) {
+    missing_.push_back(rest);
+    rest = {rest.offset + rest.length, 0};
+  } else {
+    IovecCursor to = read.to;
+    const BlockStatus status = stack_.active->read(rest, to, kMaxPieces - pieces_, missing_);
+    if (status != BlockStatus::ok) return status;
+  }
+  for (const ByteRange& run : missing_) {
+    read.skip_to(run.offset);
+    const u64 end = run.offset + run.length;
+    while (read.left.offset < end) {
+      // What the active layer has behind this place is copied once more when the read goes on.
+      if (pieces_ == kMaxPieces) return BlockStatus::ok;
+      const BlockStatus status = hand_out_extent(index, end - read.left.offset);
+      if (status != BlockStatus::ok) return status;
+    }
+  }
+  read.skip_to(rest.offset);
+  return BlockStatus::ok;
+}
+
+BlockStatus DiskQueue::hand_out_extent(u32 index, u64 length) {
+  Read& read = reads_[index];
+  const u64 offset = read.left.offset;
+  const Result<LocatedExtent> located = locate(stack_.lower, offset, length);
+  if (!located) {
+    log_read_error(offset, located.error().message());
+    return BlockStatus::io_error;
+  }
+  const Extent& extent = located->extent;
+  if (extent.kind == ExtentKind::zero) {
+    read.to.fill_zero(extent.length_bytes);
+  } else if (extent.kind == ExtentKind::computed) {
+    const Result<void> done =
+        located->layer->read_computed(offset, extent.length_bytes, read.to, scratch_);
+    if (!done) {
+      log_read_error(offset, done.error().message());
       return BlockStatus::io_error;
     }
-    const Extent& extent = located->extent;
-    if (extent.kind == ExtentKind::zero) {
-      to.fill_zero(extent.length_bytes);
-    } else if (extent.kind == ExtentKind::computed) {
-      const Result<void> done =
-          located->layer->read_computed(range.offset, extent.length_bytes, to, scratch_);
-      if (!done) {
-        log_read_error(range.offset, done.error().message());
-        return BlockStatus::io_error;
-      }
-    } else {
-      to.slice(extent.length_bytes, slice_);
-      ++pending_[pending].pieces_left;
-      engine_->submit({IoKind::read, extent.fd, extent.file_offset, slice_, pending});
-    }
-    range.offset += extent.length_bytes;
-    range.length -= extent.length_bytes;
+  } else {
+    read.to.slice(extent.length_bytes, slice_);
+    ++read.pieces;
+    ++pieces_;
+    engine_->submit({IoKind::read, extent.fd, extent.file_offset, slice_, index});
   }
+  read.left.offset += extent.length_bytes;
+  read.left.length -= extent.length_bytes;
   return BlockStatus::ok;
+}
+
+void DiskQueue::Read::skip_to(u64 offset) {
+  const u64 length = offset - left.offset;
+  to.skip(length);
+  left.offset += length;
+  left.length -= length;
 }
 
 void DiskQueue::poll() {
   completions_.clear();
   engine_->reap(completions_);
   for (const IoCompletion& completion : completions_) {
+    const u32 index = static_cast<u32>(completion.tag);
+    Read& read = reads_[index];
     if (completion.error_number != 0) {
       const Error error = Error::from_errno(completion.error_number, "image file");
-      log_read_error(pending_[completion.tag].request->offset_bytes, error.message());
+      log_read_error(read.request->offset_bytes, error.message());
+      read.status = BlockStatus::io_error;
     }
-    piece_done(static_cast<u32>(completion.tag),
-               completion.error_number == 0 ? BlockStatus::ok : BlockStatus::io_error);
+    --read.pieces;
+    --pieces_;
+    finish_if_done(index);
   }
+  // Not for every single completion: each time costs a look at the active layer.
+  if (pieces_ <= kMaxPieces / 2) continue_parked();
   deliver();
 }
 
@@ -124,24 +166,24 @@ void DiskQueue::drain() {
   }
 }
 
-u32 DiskQueue::take_pending(BlockRequest& request) {
-  if (free_pending_.empty()) {
-    free_pending_.push_back(static_cast<u32>(pending_.size()));
-    pending_.emplace_back();
+u32 DiskQueue::take_read(BlockRequest& request) {
+  if (free_reads_.empty()) {
+    free_reads_.push_back(static_cast<u32>(reads_.size()));
+    reads_.emplace_back();
   }
-  const u32 index = free_pending_.back();
-  free_pending_.pop_back();
-  // One piece more than there are: the one that read() itself finishes at its end.
-  pending_[index] = {&request, 1, BlockStatus::ok};
+  const u32 index = free_reads_.back();
+  free_reads_.pop_back();
+  reads_[index] = {.request = &request,
+                   .left = {request.offset_bytes, request.length_bytes},
+                   .to = IovecCursor(request.buffers)};
   return index;
 }
 
-void DiskQueue::piece_done(u32 index, BlockStatus status) {
-  Pending& pending = pending_[index];
-  if (status != BlockStatus::ok) pending.status = status;
-  if (--pending.pieces_left > 0) return;
-  finish(*pending.request, pending.status);
-  free_pending_.push_back(index);
+void DiskQueue::finish_if_done(u32 index) {
+  const Read& read = reads_[index];
+  if (read.is_parked || read.pieces > 0) return;
+  finish(*read.request, read.status);
+  free_reads_.push_back(index);
 }
 
 void DiskQueue::finish(BlockRequest& request, BlockStatus status) {

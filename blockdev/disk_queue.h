@@ -4,7 +4,11 @@
 // decompressed is done at once on this thread; what lies in a file is given to the engine, straight
 // into the client's buffers. Writes go to the active layer at once.
 //
+// A guest can lay out its disk so that every other sector is a piece of its own. At most kMaxPieces
+// are with the engine at a time; a read with more is parked, as the place where it goes on.
+//
 // Invariant: a request is done exactly once, when its last piece is.
+// Invariant: while a read is parked, pieces are with the engine, whose end goes on with it.
 // Thread: as BlockQueue.
 
 #pragma once
@@ -41,10 +45,19 @@ class DiskQueue final : public BlockQueue {
   void drain() override;
 
  private:
-  struct Pending {
+  // Twice the ring's depth, so that it stays full while completions are taken.
+  static constexpr u32 kMaxPieces = 128;
+
+  struct Read {
     BlockRequest* request = nullptr;
-    u32 pieces_left = 0;
+    ByteRange left;        // not handed out yet
+    IovecCursor to{{}};    // where the first byte of `left` goes
+    u32 pieces = 0;        // with the engine
+    bool is_parked = true;  // is in parked_
     BlockStatus status = BlockStatus::ok;
+
+    void skip_to(u64 offset);
+    bool is_handed_out() const { return left.length == 0 || status != BlockStatus::ok; }
   };
   struct Finished {
     BlockRequest* request;
@@ -53,17 +66,22 @@ class DiskQueue final : public BlockQueue {
 
   BlockStatus write(BlockRequest& request);
   BlockStatus write_zeroes(BlockRequest& request);
-  void read(BlockRequest& request);
-  BlockStatus read_below(ByteRange range, IovecCursor& to, u32 pending);
-  u32 take_pending(BlockRequest& request);
-  void piece_done(u32 pending, BlockStatus status);
+  u32 take_read(BlockRequest& request);
+  void continue_parked();
+  // Both go on with a read until it is handed out or the queue has its fill of pieces.
+  void hand_out(u32 index);
+  BlockStatus hand_out_some(u32 index);
+  BlockStatus hand_out_extent(u32 index, u64 length);
+  void finish_if_done(u32 index);
   void finish(BlockRequest& request, BlockStatus status);
   void deliver();
 
   const DiskStack& stack_;
   std::unique_ptr<IoEngine> engine_;
-  std::vector<Pending> pending_;
-  std::vector<u32> free_pending_;
+  std::vector<Read> reads_;
+  std::vector<u32> free_reads_;
+  std::deque<u32> parked_;  // in the order of submit()
+  u32 pieces_ = 0;          // with the engine
   std::deque<Finished> finished_;
   std::vector<IoCompletion> completions_;
   std::vector<ByteRange> missing_;

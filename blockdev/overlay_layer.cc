@@ -32,14 +32,6 @@ constexpr u8 sector_mask(u64 within, u64 length) {
   return static_cast<u8>(((u64{1} << count) - 1) << (within / kSectorBytes));
 }
 
-void append_missing(std::vector<ByteRange>& missing, u64 offset, u64 length) {
-  if (!missing.empty() && missing.back().offset + missing.back().length == offset) {
-    missing.back().length += length;
-  } else {
-    missing.push_back({offset, length});
-  }
-}
-
 // Calls use(offset, length) for each part of the range that lies within one unit of `unit` bytes,
 // until one returns something other than ok.
 template <class Use>
@@ -164,49 +156,95 @@ void OverlayLayer::map_chunk(u64 chunk) {
   set_chunk_state(chunk, ChunkState::mapped);
 }
 
-BlockStatus OverlayLayer::read(u64 offset, u64 length, IovecCursor to,
+struct OverlayLayer::Reading {
+  ByteRange& range;
+  IovecCursor& to;
+  const u64 max_runs;
+  std::vector<ByteRange>& missing;
+
+  void advance(u64 length) {
+    range.offset += length;
+    range.length -= length;
+  }
+  void zero(u64 length) {
+    to.fill_zero(length);
+    advance(length);
+  }
+  ReadStep miss(u64 length) {
+    if (!missing.empty() && missing.back().offset + missing.back().length == range.offset) {
+      missing.back().length += length;
+    } else if (missing.size() < max_runs) {
+      missing.push_back({range.offset, length});
+    } else {
+      return ReadStep::full;
+    }
+    to.skip(length);
+    advance(length);
+    return ReadStep::more;
+  }
+};
+
+BlockStatus OverlayLayer::read(ByteRange& range, IovecCursor& to, u64 max_runs,
                                std::vector<ByteRange>& missing) const {
-  return for_each_part(offset, length, kChunkBytes, [&](u64 part_offset, u64 part) {
-    const u64 chunk = part_offset / kChunkBytes;
+  Reading reading{range, to, max_runs, missing};
+  ReadStep step = ReadStep::more;
+  while (range.length > 0 && step == ReadStep::more) {
+    const u64 chunk = range.offset / kChunkBytes;
+    const u64 part = std::min(range.length, kChunkBytes - range.offset % kChunkBytes);
     if (chunk_state(chunk) == ChunkState::absent) {
-      append_missing(missing, part_offset, part);
-      to.skip(part);
-      return BlockStatus::ok;
+      step = reading.miss(part);
+      continue;
     }
     base::MutexLock lock(lock_of(chunk));
-    return read_blocks(part_offset, part, to, missing);
-  });
+    step = read_chunk(reading, range.offset + part);
+  }
+  return step == ReadStep::io_error ? BlockStatus::io_error : BlockStatus::ok;
 }
 
-BlockStatus OverlayLayer::read_blocks(u64 offset, u64 length, IovecCursor& to,
-                                      std::vector<ByteRange>& missing) const {
-  const u64 chunk = offset / kChunkBytes;
+OverlayLayer::ReadStep OverlayLayer::read_chunk(Reading& reading, u64 end) const {
+  ByteRange& range = reading.range;
+  const u64 chunk = range.offset / kChunkBytes;
   if (chunk_state(chunk) == ChunkState::zero) {
-    to.fill_zero(length);
-    return BlockStatus::ok;
+    reading.zero(end - range.offset);
+    return ReadStep::more;
   }
   const u64* entries = entries_of(chunk);
-  return for_each_part(offset, length, kBlockBytes, [&](u64 part_offset, u64 part) {
-    const u64 entry = entries[part_offset / kBlockBytes % kBlocksPerChunk];
-    const u64 within = part_offset % kBlockBytes;
+  while (range.offset < end) {
+    const u64 entry = entries[range.offset / kBlockBytes % kBlocksPerChunk];
+    const u64 within = range.offset % kBlockBytes;
+    const u64 part = std::min(end - range.offset, kBlockBytes - within);
     const u8 wanted = sector_mask(within, part);
     if ((data_of(entry) & wanted) == wanted) {
-      return arena_.read(slot_of(entry), within, part, to);
+      if (arena_.read(slot_of(entry), within, part, reading.to) != BlockStatus::ok) {
+        return ReadStep::io_error;
+      }
+      reading.advance(part);
+      continue;
     }
-    return for_each_part(part_offset, part, kSectorBytes, [&](u64 at, u64 size) {
-      const u8 sector = sector_mask(at % kBlockBytes, size);
-      if ((data_of(entry) & sector) != 0) {
-        return arena_.read(slot_of(entry), at % kBlockBytes, size, to);
+    const ReadStep step = read_sectors(reading, entry, range.offset + part);
+    if (step != ReadStep::more) return step;
+  }
+  return ReadStep::more;
+}
+
+OverlayLayer::ReadStep OverlayLayer::read_sectors(Reading& reading, u64 entry, u64 end) const {
+  while (reading.range.offset < end) {
+    const u64 within = reading.range.offset % kBlockBytes;
+    const u8 sector = sector_mask(within, kSectorBytes);
+    ReadStep step = ReadStep::more;
+    if ((data_of(entry) & sector) != 0) {
+      if (arena_.read(slot_of(entry), within, kSectorBytes, reading.to) != BlockStatus::ok) {
+        return ReadStep::io_error;
       }
-      if ((zero_of(entry) & sector) != 0) {
-        to.fill_zero(size);
-      } else {
-        append_missing(missing, at, size);
-        to.skip(size);
-      }
-      return BlockStatus::ok;
-    });
-  });
+      reading.advance(kSectorBytes);
+    } else if ((zero_of(entry) & sector) != 0) {
+      reading.zero(kSectorBytes);
+    } else {
+      step = reading.miss(kSectorBytes);
+    }
+    if (step != ReadStep::more) return step;
+  }
+  return ReadStep::more;
 }
 
 void OverlayLayer::drop() {

@@ -53,8 +53,10 @@ class OverlayLayer final : public Layer {
   // REQUIRES for the three below: a range of whole sectors within the disk.
   BlockStatus write(u64 offset, u64 length, IovecCursor& from);
   void write_zeroes(u64 offset, u64 length);
-  // Copies what the layer has, and appends to `missing` (in order) what it has not.
-  BlockStatus read(u64 offset, u64 length, IovecCursor to, std::vector<ByteRange>& missing) const;
+  // Copies what the layer has, appends to `missing` (in order) what it has not, and takes both off
+  // the front of `range`, until that is empty or `missing` would get more than `max_runs` entries.
+  BlockStatus read(ByteRange& range, IovecCursor& to, u64 max_runs,
+                   std::vector<ByteRange>& missing) const;
 
   BlockState block_state(u64 block) const;
   // A block that is not absent, or the first one past the end, at or after `block`, skipping
@@ -69,6 +71,8 @@ class OverlayLayer final : public Layer {
 
  private:
   enum class ChunkState : u32 { absent = 0, zero = 1, mapped = 2 };
+  enum class ReadStep : u8 { more, full, io_error };
+  struct Reading;
 
   OverlayLayer(u64 size_bytes, base::Mapping tags, base::Mapping index, const ArenaOptions& options,
                std::shared_ptr<Janitor> janitor);
@@ -85,8 +89,8 @@ class OverlayLayer final : public Layer {
   void zero_blocks(u64 offset, u64 length, std::vector<u32>& freed);
   BlockStatus write_blocks(u64 offset, u64 length, IovecCursor& from);
   BlockStatus write_block(u64& entry, u64 within, u64 length, IovecCursor& from);
-  BlockStatus read_blocks(u64 offset, u64 length, IovecCursor& to,
-                          std::vector<ByteRange>& missing) const;
+  ReadStep read_chunk(Reading& reading, u64 end) const;
+  ReadStep read_sectors(Reading& reading, u64 entry, u64 end) const;
 
   base::Mutex& lock_of(u64 chunk) const { return locks_[chunk % kLockCount].mutex; }
 
