@@ -2,12 +2,12 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 
+#include "blockdev/spill_file.h"
+#include "blockdev/sync_engine.h"
 #include "vmm/base/check.h"
-#include "vmm/base/log.h"
 #include "vmm/base/ranges.h"
 
 namespace blockdev {
@@ -18,23 +18,9 @@ namespace {
 constexpr u64 kGiveBackSlots = 16;
 
 BlockStatus status_of_errno(int error_number) {
-  return error_number == ENOSPC || error_number == EDQUOT || error_number == EFBIG
-             ? BlockStatus::no_space
-             : BlockStatus::io_error;
-}
-
-// Repeats a pread or pwrite until `size` bytes went through. Returns 0 or an errno.
-template <class Transfer>
-int transfer_fully(u64 size, Transfer transfer) {
-  u64 done = 0;
-  while (done < size) {
-    const ssize_t count = transfer(done);
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) return errno;
-    if (count == 0) return EIO;
-    done += static_cast<u64>(count);
-  }
-  return 0;
+  if (error_number == 0) return BlockStatus::ok;
+  return error_number == ENOSPC || error_number == EDQUOT ? BlockStatus::no_space
+                                                          : BlockStatus::io_error;
 }
 
 }  // namespace
@@ -51,41 +37,44 @@ Arena::~Arena() {
   if (spill_) janitor_->dispose(std::move(spill_));
 }
 
-u32 Arena::allocate() {
+BlockStatus Arena::allocate(u32& slot) {
   base::MutexLock lock(mutex_);
   if (!free_.empty()) {
-    const u32 slot = free_.back();
+    slot = free_.back();
     free_.pop_back();
-    return slot;
+    return BlockStatus::ok;
   }
-  if (next_ > UINT32_MAX) return 0;
-  const u32 slot = static_cast<u32>(next_);
-  if (!make_room(slot)) return 0;
-  ++next_;
-  return slot;
+  if (next_ > UINT32_MAX) return BlockStatus::no_space;
+  slot = static_cast<u32>(next_);
+  const BlockStatus status = make_room(slot);
+  if (status == BlockStatus::ok) ++next_;
+  return status;
 }
 
-bool Arena::make_room(u32 slot) {
-  if (!is_in_memory(slot)) return spill_ || open_spill_file();
+BlockStatus Arena::make_room(u32 slot) {
+  if (!is_in_memory(slot)) return spill_ ? BlockStatus::ok : start_spilling();
   const u64 segment = (slot - 1) / kSlotsPerSegment;
-  if (segment < mappings_.size()) return true;
+  if (segment < mappings_.size()) return BlockStatus::ok;
   Result<base::Mapping> mapping = base::Mapping::anonymous(kSegmentBytes);
-  if (!mapping) return false;
+  if (!mapping) return BlockStatus::no_space;
   segments_[segment].store(mapping->data(), std::memory_order_release);
   mappings_.push_back(std::move(*mapping));
-  return true;
+  return BlockStatus::ok;
 }
 
-bool Arena::open_spill_file() {
-  Result<base::Fd> file = base::open_file(options_.spill_directory, O_TMPFILE | O_RDWR);
+BlockStatus Arena::start_spilling() {
+  Result<base::Fd> file = open_spill_file(options_.spill_directory);
   if (!file) {
-    base::log(base::LogLevel::warning, "overlay: no spill file in \"{}\": {}",
-              options_.spill_directory, file.error().message());
-    return false;
+    if (log_limit_.allows()) {
+      base::log(base::LogLevel::warning, "overlay: no spill file in \"{}\": {}",
+                options_.spill_directory, file.error().message());
+    }
+    return file.error().kind() == ErrorKind::no_space ? BlockStatus::no_space
+                                                      : BlockStatus::io_error;
   }
   spill_ = std::move(*file);
   spill_fd_.store(spill_.get(), std::memory_order_release);
-  return true;
+  return BlockStatus::ok;
 }
 
 u8* Arena::memory_of(u32 slot) const {
@@ -103,15 +92,12 @@ BlockStatus Arena::write(u32 slot, u64 within, u64 length, IovecCursor& from) {
   const int fd = spill_fd_.load(std::memory_order_acquire);
   u64 offset = file_offset_of(slot) + within;
   int error = 0;
-  from.consume(length, [&](const u8* data, u64 size) {
-    if (error == 0) {
-      error = transfer_fully(size, [&](u64 done) {
-        return ::pwrite(fd, data + done, size - done, static_cast<off_t>(offset + done));
-      });
-    }
+  from.consume(length, [&](u8* data, u64 size) {
+    const iovec piece{data, size};
+    if (error == 0) error = run_now({IoKind::write, fd, offset, {&piece, 1}, 0});
     offset += size;
   });
-  return error == 0 ? BlockStatus::ok : status_of_errno(error);
+  return status_of_errno(error);
 }
 
 BlockStatus Arena::read(u32 slot, u64 within, u64 length, IovecCursor& to) const {
@@ -124,11 +110,8 @@ BlockStatus Arena::read(u32 slot, u64 within, u64 length, IovecCursor& to) const
   u64 offset = file_offset_of(slot) + within;
   int error = 0;
   to.consume(length, [&](u8* data, u64 size) {
-    if (error == 0) {
-      error = transfer_fully(size, [&](u64 done) {
-        return ::pread(fd, data + done, size - done, static_cast<off_t>(offset + done));
-      });
-    }
+    const iovec piece{data, size};
+    if (error == 0) error = run_now({IoKind::read, fd, offset, {&piece, 1}, 0});
     offset += size;
   });
   return error == 0 ? BlockStatus::ok : BlockStatus::io_error;

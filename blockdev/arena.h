@@ -21,6 +21,7 @@
 #include "blockdev/iovec_cursor.h"
 #include "blockdev/janitor.h"
 #include "vmm/base/fd.h"
+#include "vmm/base/log.h"
 #include "vmm/base/mutex.h"
 
 namespace blockdev {
@@ -40,8 +41,8 @@ class Arena final {
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
-  // 0 when the host has no memory and no file space for another slot.
-  u32 allocate();
+  // no_space when the host has no memory or no file space for another slot.
+  BlockStatus allocate(u32& slot);
   // Gives slots back; the host gets the memory of runs of them.
   void release(std::vector<u32>& slots);
 
@@ -61,8 +62,8 @@ class Arena final {
   bool is_in_memory(u32 slot) const { return slot <= memory_slots_; }
   u8* memory_of(u32 slot) const;
   u64 file_offset_of(u32 slot) const { return (u64{slot} - 1 - memory_slots_) * kSlotBytes; }
-  bool make_room(u32 slot) REQUIRES_LOCK(mutex_);
-  bool open_spill_file() REQUIRES_LOCK(mutex_);
+  BlockStatus make_room(u32 slot) REQUIRES_LOCK(mutex_);
+  BlockStatus start_spilling() REQUIRES_LOCK(mutex_);
   void give_back(u32 first_slot, u64 count) const;
 
   const ArenaOptions options_;
@@ -73,6 +74,7 @@ class Arena final {
   std::vector<u32> free_ GUARDED_BY(mutex_);
   u64 next_ GUARDED_BY(mutex_) = 1;  // slots from here on were never used since drop()
   base::Fd spill_ GUARDED_BY(mutex_);
+  base::RateLimit log_limit_{3};  // a guest writes as often as it likes
   // Readable without the mutex; set under it, before a slot in them is handed out.
   std::vector<std::atomic<u8*>> segments_;
   std::atomic<int> spill_fd_{-1};

@@ -87,9 +87,10 @@ BlockStatus OverlayLayer::write_blocks(u64 offset, u64 length, IovecCursor& from
 
 BlockStatus OverlayLayer::write_block(u64& entry, u64 within, u64 length, IovecCursor& from) {
   const bool is_fresh = slot_of(entry) == 0;
-  const u32 slot = is_fresh ? arena_.allocate() : slot_of(entry);
-  if (slot == 0) return BlockStatus::no_space;
-  const BlockStatus status = arena_.write(slot, within, length, from);
+  u32 slot = slot_of(entry);
+  BlockStatus status = is_fresh ? arena_.allocate(slot) : BlockStatus::ok;
+  if (status != BlockStatus::ok) return status;
+  status = arena_.write(slot, within, length, from);
   if (status != BlockStatus::ok) {
     std::vector<u32> unused{slot};
     if (is_fresh) arena_.release(unused);

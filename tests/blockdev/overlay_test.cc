@@ -3,12 +3,15 @@
 #include <gtest/gtest.h>
 
 #include <fcntl.h>
+#include <sys/stat.h>
 
+#include <filesystem>
 #include <random>
 #include <thread>
 
 #include "blockdev/disk.h"
 #include "blockdev/layer_writer.h"
+#include "blockdev/spill_file.h"
 #include "tests/blockdev/support/model_disk.h"
 #include "tests/blockdev/support/qemu_tools.h"
 #include "tests/blockdev/support/test_client.h"
@@ -159,7 +162,7 @@ TEST(Overlay, WritesToOneSectorLeaveOneOfThem) {
   for (std::thread& thread : threads) thread.join();
 }
 
-TEST(Overlay, NoRoomToSpillIsAStatusAndKeepsTheRest) {
+TEST(Overlay, NoFileToSpillToIsAnErrorAndKeepsTheRest) {
   const TempDir dir;
   const std::unique_ptr<Disk> disk = raw_disk(
       dir,
@@ -167,7 +170,8 @@ TEST(Overlay, NoRoomToSpillIsAStatusAndKeepsTheRest) {
   TestClient client(*disk->backend);
   const std::vector<u8> data = pattern(8 * 4096, 5);
   EXPECT_EQ(client.write(0, data), BlockStatus::ok);
-  EXPECT_EQ(client.write(base::kMiB, data), BlockStatus::no_space);
+  EXPECT_EQ(client.write(base::kMiB, data), BlockStatus::io_error)
+      << "no_space would wait for room that nobody can make";
   EXPECT_EQ(client.read(0, data.size()), data);
   EXPECT_EQ(client.write(0, pattern(8 * 4096, 6)), BlockStatus::ok) << "overwriting needs no room";
   EXPECT_EQ(client.zero(BlockOp::discard, 0, 4096), BlockStatus::ok);
@@ -175,6 +179,17 @@ TEST(Overlay, NoRoomToSpillIsAStatusAndKeepsTheRest) {
       << "discarded room is used again";
   disk->overlay->discard();
   EXPECT_EQ(client.write(base::kMiB, data), BlockStatus::ok);
+}
+
+TEST(Overlay, SpillsWhereFilesCannotBeMadeWithoutAName) {
+  const TempDir dir;
+  const base::Fd fd = open_unlinked_file(dir.root()).value();
+  ASSERT_TRUE(base::write_exactly(fd, pattern(4096, 1), 4096));
+  struct stat status {};
+  ASSERT_EQ(::fstat(fd.get(), &status), 0);
+  EXPECT_EQ(status.st_nlink, 0u);
+  EXPECT_TRUE(std::filesystem::is_empty(dir.root()));
+  EXPECT_FALSE(open_spill_file(dir.path("missing")));
 }
 
 TEST(Overlay, DiscardingTheWholeDiskTakesNoRoom) {
