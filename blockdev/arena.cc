@@ -148,11 +148,6 @@ void Arena::give_back(u32 first_slot, u64 count) const {
               static_cast<off_t>(count * kSlotBytes));
 }
 
-u64 Arena::used_slots() const {
-  base::MutexLock lock(mutex_);
-  return next_ - 1 - free_.size();
-}
-
 void Arena::drop() {
   base::MutexLock lock(mutex_);
   const u64 keep = std::min<u64>(options_.keep_bytes / kSegmentBytes, mappings_.size());

@@ -50,8 +50,6 @@ class Arena final {
   BlockStatus write(u32 slot, u64 within, u64 length, IovecCursor& from);
   BlockStatus read(u32 slot, u64 within, u64 length, IovecCursor& to) const;
 
-  u64 used_slots() const;
-
   // All slots are free again. REQUIRES: nobody else uses the arena.
   void drop();
 

@@ -9,7 +9,6 @@ struct Janitor::Shared {
   base::Mutex mutex;
   base::Condition changed;
   std::vector<std::unique_ptr<Item>> items GUARDED_BY(mutex);
-  bool busy GUARDED_BY(mutex) = false;
   bool stopping GUARDED_BY(mutex) = false;
 };
 
@@ -48,11 +47,6 @@ void Janitor::post(std::unique_ptr<Item> item) {
   shared_->changed.notify_all();
 }
 
-void Janitor::wait_idle() {
-  base::MutexLock lock(shared_->mutex);
-  while (shared_->busy || !shared_->items.empty()) shared_->changed.wait(shared_->mutex);
-}
-
 void Janitor::run(std::shared_ptr<Shared> shared) {
   while (true) {
     std::vector<std::unique_ptr<Item>> taken;
@@ -61,14 +55,8 @@ void Janitor::run(std::shared_ptr<Shared> shared) {
       while (shared->items.empty() && !shared->stopping) shared->changed.wait(shared->mutex);
       if (shared->items.empty()) return;
       taken.swap(shared->items);
-      shared->busy = true;
     }
-    taken.clear();
-    {
-      base::MutexLock lock(shared->mutex);
-      shared->busy = false;
-    }
-    shared->changed.notify_all();
+    // Destroys them here, without the lock.
   }
 }
 

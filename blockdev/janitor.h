@@ -29,8 +29,6 @@ class Janitor final {
   void dispose(T thing) {
     post(std::make_unique<Held<T>>(std::move(thing)));
   }
-  // Returns when all that was given before is gone. For tests and measurements.
-  void wait_idle();
 
  private:
   struct Item {

@@ -23,10 +23,13 @@ std::span<const u8> bytes_of(const std::vector<be64>& values) {
   return {reinterpret_cast<const u8*>(values.data()), values.size() * sizeof(be64)};
 }
 
+constexpr u64 kBlocksPerCluster = Layout::kClusterBytes / kBlockBytes;
+static_assert(kBlocksPerCluster == 32, "a block is a subcluster");
+
 u64 sealed_bitmap(const OverlayLayer& layer, u64 cluster) {
   u64 bitmap = 0;
-  for (u64 i = 0; i < 32; ++i) {
-    const u64 block = cluster * 32 + i;
+  for (u64 i = 0; i < kBlocksPerCluster; ++i) {
+    const u64 block = cluster * kBlocksPerCluster + i;
     if (block >= layer.total_blocks()) break;
     switch (layer.block_state(block)) {
       case BlockState::absent: break;
@@ -41,20 +44,20 @@ u64 sealed_bitmap(const OverlayLayer& layer, u64 cluster) {
 // What is written: which clusters there are, and the L2 bitmap of each (0..31 data, 32..63 zero).
 class Source final {
  public:
-  Source(const OverlayLayer* sealed, LayerList layers)
-      : sealed_(sealed), layers_(std::move(layers)), size_bytes_(layers_.front()->size_bytes()) {}
+  // `layers`: `sealed` and what lies below it.
+  Source(const OverlayLayer& sealed, LayerList layers)
+      : sealed_(sealed), layers_(std::move(layers)) {}
 
-  u64 size_bytes() const { return size_bytes_; }
-  u64 cluster_count() const { return base::divide_up(size_bytes_, Layout::kClusterBytes); }
+  u64 size_bytes() const { return sealed_.size_bytes(); }
+  u64 cluster_count() const { return base::divide_up(size_bytes(), Layout::kClusterBytes); }
 
   // Calls use(cluster, bitmap) for each cluster with something in it, in order.
   template <class Use>
   Result<void> for_each_cluster(Use use) const {
     for (u64 cluster = 0; cluster < cluster_count(); ++cluster) {
-      cluster = TRY(next_cluster(cluster));
+      cluster = sealed_.next_present_block(cluster * kBlocksPerCluster) / kBlocksPerCluster;
       if (cluster >= cluster_count()) break;
-      const u64 bitmap =
-          sealed_ != nullptr ? sealed_bitmap(*sealed_, cluster) : TRY(flat_bitmap(cluster));
+      const u64 bitmap = sealed_bitmap(sealed_, cluster);
       if (bitmap != 0) TRY(use(cluster, bitmap));
     }
     return {};
@@ -62,44 +65,14 @@ class Source final {
 
   // Fills `out`; beyond the end of the disk with zeros.
   Result<void> read(u64 offset, std::span<u8> out) {
-    const u64 inside = std::min<u64>(out.size(), size_bytes_ - offset);
+    const u64 inside = std::min<u64>(out.size(), size_bytes() - offset);
     std::memset(out.data() + inside, 0, out.size() - inside);
     return read_layers(layers_, offset, out.first(inside), scratch_);
   }
 
  private:
-  Result<u64> next_cluster(u64 cluster) const {
-    if (sealed_ != nullptr) return sealed_->next_present_block(cluster * 32) / 32;
-    u64 offset = cluster * Layout::kClusterBytes;
-    while (offset < size_bytes_) {
-      const LocatedExtent located = TRY(locate(layers_, offset, size_bytes_ - offset));
-      if (located.extent.kind != ExtentKind::zero) break;
-      offset += located.extent.length_bytes;
-    }
-    return offset < size_bytes_ ? offset / Layout::kClusterBytes : cluster_count();
-  }
-
-  // Without a backing file, what is not allocated is zero: only data bits are needed.
-  Result<u64> flat_bitmap(u64 cluster) const {
-    u64 bitmap = 0;
-    const u64 start = cluster * Layout::kClusterBytes;
-    const u64 end = std::min(start + Layout::kClusterBytes, size_bytes_);
-    for (u64 at = start; at < end;) {
-      const Extent extent = TRY(locate(layers_, at, end - at)).extent;
-      if (extent.kind != ExtentKind::zero) {
-        const u64 last = (at + extent.length_bytes - 1 - start) / Layout::kSubclusterBytes;
-        for (u64 i = (at - start) / Layout::kSubclusterBytes; i <= last; ++i) {
-          bitmap |= u64{1} << i;
-        }
-      }
-      at += extent.length_bytes;
-    }
-    return bitmap;
-  }
-
-  const OverlayLayer* const sealed_;  // null: all that layers_ hold together
+  const OverlayLayer& sealed_;
   const LayerList layers_;
-  const u64 size_bytes_;
   ReadScratch scratch_;
 };
 
@@ -153,7 +126,7 @@ std::vector<u8> feature_names() {
 }
 
 Result<void> write_header(StreamWriter& writer, const Layout& layout, u64 size_bytes,
-                          const BackingName* backing) {
+                          const BackingName& backing) {
   qcow2::WireHeader header;
   header.magic = qcow2::kMagic;
   header.version = 3;
@@ -167,25 +140,16 @@ Result<void> write_header(StreamWriter& writer, const Layout& layout, u64 size_b
   header.refcount_order = 4;
   header.header_length = sizeof header;
   const std::vector<u8> names = feature_names();
-  const std::string_view format =
-      backing == nullptr ? std::string_view() : image_format_name(backing->format);
-  if (backing != nullptr) {
-    const u64 extensions = 3 * sizeof(qcow2::WireExtension) + base::align_up(format.size(), 8) +
-                           base::align_up(names.size(), 8);
-    header.backing_file_offset = sizeof header + extensions;
-    header.backing_file_size = static_cast<u32>(backing->path.size());
-  }
+  const std::string_view format = image_format_name(backing.format);
+  header.backing_file_offset = sizeof header + 3 * sizeof(qcow2::WireExtension) +
+                               base::align_up(format.size(), 8) + base::align_up(names.size(), 8);
+  header.backing_file_size = static_cast<u32>(backing.path.size());
   TRY(writer.append(bytes_of(header)));
-  if (backing != nullptr) {
-    TRY(append_extension(writer, qcow2::kExtensionBackingFormat, text_bytes(format)));
-  }
+  TRY(append_extension(writer, qcow2::kExtensionBackingFormat, text_bytes(format)));
   TRY(append_extension(writer, qcow2::kExtensionFeatureNames, names));
   TRY(append_extension(writer, qcow2::kExtensionEnd, {}));
-  if (backing != nullptr) {
-    CHECK(writer.offset() == header.backing_file_offset);
-    TRY(writer.append(text_bytes(backing->path)));
-  }
-  return {};
+  CHECK(writer.offset() == header.backing_file_offset);
+  return writer.append(text_bytes(backing.path));
 }
 
 Result<void> write_refcounts(StreamWriter& writer, const Layout& layout) {
@@ -252,11 +216,18 @@ Result<void> write_data(StreamWriter& writer, const Layout& layout, Source& sour
   });
 }
 
-Result<LayerFile> write_image(Source source, const BackingName* backing, const base::Fd& fd) {
-  if (backing != nullptr && backing->path.size() > qcow2::kMaxBackingNameBytes) {
+}  // namespace
+
+Result<LayerFile> write_layer(const OverlayLayer& sealed, const LayerList& below,
+                              const BackingName& backing, const base::Fd& fd) {
+  if (backing.path.size() > qcow2::kMaxBackingNameBytes) {
     return make_error(ErrorKind::usage, "the backing file's name has {} bytes (at most {})",
-                      backing->path.size(), qcow2::kMaxBackingNameBytes);
+                      backing.path.size(), qcow2::kMaxBackingNameBytes);
   }
+  // The caller keeps `sealed` alive: a pointer that owns nothing is enough here.
+  LayerList layers = {LayerPointer(LayerPointer(), &sealed)};
+  layers.insert(layers.end(), below.begin(), below.end());
+  Source source(sealed, std::move(layers));
   const Layout layout = TRY(plan_layout(source));
   StreamWriter writer(fd);
   TRY(write_header(writer, layout, source.size_bytes(), backing));
@@ -267,20 +238,6 @@ Result<LayerFile> write_image(Source source, const BackingName* backing, const b
   TRY(writer.skip_to(layout.total_clusters() * Layout::kClusterBytes));
   TRY(writer.finish());
   return LayerFile{writer.offset(), writer.written_bytes(), writer.checksum()};
-}
-
-}  // namespace
-
-Result<LayerFile> write_layer(const OverlayLayer& sealed, const LayerList& below,
-                              const BackingName& backing, const base::Fd& fd) {
-  // The caller keeps `sealed` alive: a pointer that owns nothing is enough here.
-  LayerList layers = {LayerPointer(LayerPointer(), &sealed)};
-  layers.insert(layers.end(), below.begin(), below.end());
-  return write_image(Source(&sealed, std::move(layers)), &backing, fd);
-}
-
-Result<LayerFile> write_flat(const LayerList& layers, const base::Fd& fd) {
-  return write_image(Source(nullptr, layers), nullptr, fd);
 }
 
 }  // namespace blockdev

@@ -40,7 +40,4 @@ struct BackingName {
 Result<LayerFile> write_layer(const OverlayLayer& sealed, const LayerList& below,
                               const BackingName& backing, const base::Fd& fd);
 
-// Writes all that `layers` hold together as one file without a backing file.
-Result<LayerFile> write_flat(const LayerList& layers, const base::Fd& fd);
-
 }  // namespace blockdev

@@ -261,13 +261,6 @@ TEST(LayerWriter, LayersAreCleanForQemuAndReadBackInANewDisk) {
   TestClient other(*restored->backend);
   EXPECT_EQ(other.read(0, kDiskBytes), model.bytes);
   EXPECT_EQ(restored->images.size(), 4u);
-  // All in one file.
-  const base::Fd fd = base::open_file(dir.path("flat.qcow2"), O_RDWR | O_CREAT, 0644).value();
-  ASSERT_TRUE(write_flat(restored->overlay->lower(), fd));
-  run_ok("qemu-img check -q -f qcow2 " + dir.path("flat.qcow2"));
-  run_ok("qemu-img convert -U -f qcow2 -O raw " + dir.path("flat.qcow2") + " " +
-         dir.path("out.raw"));
-  EXPECT_EQ(read_file(dir.path("out.raw")), model.bytes);
 }
 
 TEST(LayerWriter, EmptyLayerIsAnImageWithNothingInIt) {
