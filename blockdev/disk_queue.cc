@@ -88,13 +88,14 @@ BlockStatus DiskQueue::hand_out_some(u32 index) {
     const BlockStatus status = stack_.active->read(rest, to, kMaxPieces - pieces_, missing_);
     if (status != BlockStatus::ok) return status;
   }
+  Lookup lookup(stack_.lower);
   for (const ByteRange& run : missing_) {
     read.skip_to(run.offset);
     const u64 end = run.offset + run.length;
     while (read.left.offset < end) {
       // What the active layer has behind this place is copied once more when the read goes on.
       if (pieces_ == kMaxPieces) return BlockStatus::ok;
-      const BlockStatus status = hand_out_extent(index, end - read.left.offset);
+      const BlockStatus status = hand_out_extent(index, end - read.left.offset, lookup);
       if (status != BlockStatus::ok) return status;
     }
   }
@@ -102,10 +103,10 @@ BlockStatus DiskQueue::hand_out_some(u32 index) {
   return BlockStatus::ok;
 }
 
-BlockStatus DiskQueue::hand_out_extent(u32 index, u64 length) {
+BlockStatus DiskQueue::hand_out_extent(u32 index, u64 length, Lookup& lookup) {
   Read& read = reads_[index];
   const u64 offset = read.left.offset;
-  const Result<LocatedExtent> located = locate(stack_.lower, offset, length);
+  const Result<LocatedExtent> located = lookup.at(offset, length);
   if (!located) {
     log_read_error(offset, located.error().message());
     return BlockStatus::io_error;

@@ -71,7 +71,7 @@ class DiskQueue final : public BlockQueue {
   // Both go on with a read until it is handed out or the queue has its fill of pieces.
   void hand_out(u32 index);
   BlockStatus hand_out_some(u32 index);
-  BlockStatus hand_out_extent(u32 index, u64 length);
+  BlockStatus hand_out_extent(u32 index, u64 length, Lookup& lookup);
   void finish_if_done(u32 index);
   void finish(BlockRequest& request, BlockStatus status);
   void deliver();

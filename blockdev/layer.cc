@@ -8,15 +8,28 @@
 
 namespace blockdev {
 
-Result<LocatedExtent> locate(const LayerList& layers, u64 offset, u64 length) {
-  for (const LayerPointer& layer : layers) {
-    if (offset >= layer->size_bytes()) break;
-    Extent extent = TRY(layer->map(offset, length));
+Lookup::Lookup(const LayerList& layers) : layers_(layers) {
+  CHECK(layers.size() <= kMaxLayerCount);
+  std::fill_n(below_until_.begin(), layers.size(), u64{0});
+}
+
+Result<LocatedExtent> Lookup::at(u64 offset, u64 length) {
+  for (u64 depth = 0; depth < layers_.size(); ++depth) {
+    const Layer& layer = *layers_[depth];
+    if (offset >= layer.size_bytes()) break;
+    if (offset < below_until_[depth]) {
+      length = std::min(length, below_until_[depth] - offset);
+      continue;
+    }
+    Extent extent = TRY(layer.map(offset, length));
     CHECK(extent.length_bytes > 0 && extent.length_bytes <= length);
-    length = std::min(extent.length_bytes, layer->size_bytes() - offset);
-    if (extent.kind == ExtentKind::below) continue;
+    length = std::min(extent.length_bytes, layer.size_bytes() - offset);
+    if (extent.kind == ExtentKind::below) {
+      below_until_[depth] = offset + length;
+      continue;
+    }
     extent.length_bytes = length;
-    return LocatedExtent{extent, layer.get()};
+    return LocatedExtent{extent, &layer};
   }
   return LocatedExtent{Extent{.kind = ExtentKind::zero, .length_bytes = length}, nullptr};
 }
@@ -25,9 +38,10 @@ Result<void> read_layers(const LayerList& layers, u64 offset, std::span<u8> out,
                          ReadScratch& scratch) {
   const iovec whole{out.data(), out.size()};
   IovecCursor to({&whole, 1});
+  Lookup lookup(layers);
   u64 left = out.size();
   while (left > 0) {
-    const auto [extent, layer] = TRY(locate(layers, offset, left));
+    const auto [extent, layer] = TRY(lookup.at(offset, left));
     if (extent.kind == ExtentKind::zero) {
       to.fill_zero(extent.length_bytes);
     } else if (extent.kind == ExtentKind::computed) {

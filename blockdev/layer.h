@@ -9,6 +9,7 @@
 
 #pragma once
 
+#include <array>
 #include <memory>
 #include <vector>
 
@@ -61,8 +62,12 @@ class Layer {
 };
 
 using LayerPointer = std::shared_ptr<const Layer>;
-// From top to bottom.
+// From top to bottom, at most kMaxLayerCount.
 using LayerList = std::vector<LayerPointer>;
+
+// Images and layers of snapshots together. Each costs a descriptor (Debian gives a process 1024) and
+// a lookup for every read of what is at the bottom.
+inline constexpr u64 kMaxLayerCount = 256;
 
 // What the whole stack says of `offset`: the first layer that does not say `below`. Beyond a
 // layer's end everything is zero, whatever lies below it: a backing file shorter than its overlay
@@ -71,7 +76,21 @@ struct LocatedExtent {
   Extent extent;
   const Layer* layer = nullptr;
 };
-Result<LocatedExtent> locate(const LayerList& layers, u64 offset, u64 length);
+
+// One pass over a stack from front to back. It remembers how far each layer is known to say
+// `below`: a layer with a long run of that is not asked again for every extent under it, which would
+// look through the same run each time.
+// REQUIRES: `layers` stays as it is.
+class Lookup final {
+ public:
+  explicit Lookup(const LayerList& layers);
+  // REQUIRES: `offset` is not smaller than in the call before.
+  Result<LocatedExtent> at(u64 offset, u64 length);
+
+ private:
+  const LayerList& layers_;
+  std::array<u64, kMaxLayerCount> below_until_;  // of the layers that there are
+};
 
 // Reads through the stack with plain system calls, on the caller's thread.
 Result<void> read_layers(const LayerList& layers, u64 offset, std::span<u8> out,
