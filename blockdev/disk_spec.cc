@@ -32,12 +32,6 @@ std::vector<std::string> split_at_commas(std::string_view text) {
   return parts;
 }
 
-std::string doubled_commas(std::string_view text) {
-  std::string out;
-  for (const char c : text) out += c == ',' ? std::string(",,") : std::string(1, c);
-  return out;
-}
-
 Result<BackingSpec> parse_backing(std::string_view value) {
   const std::size_t colon = value.rfind(':');
   if (colon == std::string_view::npos || colon == 0) {
@@ -124,6 +118,12 @@ std::string format_disk_spec(const DiskSpec& spec) {
     text += fmt::format(",backing-dir={}", doubled_commas(spec.backing_dir));
   }
   return text;
+}
+
+std::string doubled_commas(std::string_view text) {
+  std::string out;
+  for (const char c : text) out += c == ',' ? std::string(",,") : std::string(1, c);
+  return out;
 }
 
 Result<ImageFormat> parse_image_format(std::string_view name) {

@@ -82,7 +82,7 @@ class ChainOpener final {
                         spec_.path, above.name, header.backing_name)
           .with_hint(
               fmt::format("add ,backing={}:{} (or the file's true place), or ,backing-dir=DIR",
-                          header.backing_name,
+                          doubled_commas(header.backing_name),
                           header.backing_format.empty() ? "FORMAT" : header.backing_format));
     }
     return std::optional(TRY(step_inside(above, header)));
@@ -103,7 +103,8 @@ class ChainOpener final {
       return make_error(ErrorKind::denied,
                         "the image \"{}\" does not say the format of its backing file \"{}\"",
                         above.name, name)
-          .with_hint(fmt::format("say it with backing={}:FORMAT; formats are never guessed", name));
+          .with_hint(fmt::format("say it with backing={}:FORMAT; formats are never guessed",
+                                 doubled_commas(name)));
     }
     const ImageFormat format = TRY_CONTEXT(parse_image_format(header.backing_format),
                                            fmt::format("backing file of \"{}\"", above.name));

@@ -2,34 +2,54 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "vmm/base/ranges.h"
 
 namespace blockdev::qcow2 {
 namespace {
 
-// Names are quoted in messages and compared with what the user says: no control characters.
-bool is_plain_text(std::string_view text) {
-  return std::none_of(text.begin(), text.end(), [](char c) {
-    const u8 byte = static_cast<u8>(c);
-    return byte < 0x20 || byte == 0x7f;
+// The next character of UTF-8 text (RFC 3629, section 4), taken off its front; nothing where the
+// bytes are none.
+std::optional<u32> take_character(std::string_view& text) {
+  const u8 lead = static_cast<u8>(text.front());
+  const u32 tail = lead < 0x80                   ? 0
+                   : lead >= 0xc2 && lead < 0xe0 ? 1
+                   : lead >= 0xe0 && lead < 0xf0 ? 2
+                   : lead >= 0xf0 && lead < 0xf5 ? 3
+                                                 : 4;
+  if (tail == 4 || text.size() <= tail) return std::nullopt;
+  u32 character = tail == 0 ? lead : lead & (0x3fu >> tail);
+  for (u32 i = 1; i <= tail; ++i) {
+    const u8 byte = static_cast<u8>(text[i]);
+    if ((byte & 0xc0) != 0x80) return std::nullopt;
+    character = character << 6 | (byte & 0x3fu);
+  }
+  constexpr u32 kSmallest[] = {0, 0x80, 0x800, 0x10000};
+  const bool is_surrogate = character >= 0xd800 && character < 0xe000;
+  if (character < kSmallest[tail] || character > 0x10ffff || is_surrogate) return std::nullopt;
+  text.remove_prefix(tail + 1);
+  return character;
+}
+
+// Names are quoted in messages and compared with what the user says, so nothing may stand in them
+// that moves a terminal's cursor or makes a line look like another: C0 and C1 control characters,
+// line and paragraph separators, and what changes the direction of text (Unicode, UAX 9, 2).
+bool is_plain(u32 character) {
+  constexpr struct {
+    u32 first;
+    u32 last;
+  } kRefused[] = {{0, 0x1f},          {0x7f, 0x9f},       {0x61c, 0x61c},    {0x200e, 0x200f},
+                  {0x2028, 0x202e}, {0x2066, 0x2069}};
+  return std::ranges::none_of(kRefused, [=](const auto& range) {
+    return character >= range.first && character <= range.last;
   });
 }
 
-// UTF-8 as RFC 3629, section 4, without the finer points of surrogates and overlong forms: what
-// passes is safe to print.
-bool is_utf8(std::string_view text) {
-  for (std::size_t i = 0; i < text.size();) {
-    const u8 lead = static_cast<u8>(text[i++]);
-    const int tail = lead < 0x80                   ? 0
-                     : lead >= 0xc2 && lead < 0xe0 ? 1
-                     : lead >= 0xe0 && lead < 0xf0 ? 2
-                     : lead >= 0xf0 && lead < 0xf5 ? 3
-                                                   : -1;
-    if (tail < 0) return false;
-    for (int k = 0; k < tail; ++k) {
-      if (i == text.size() || (static_cast<u8>(text[i++]) & 0xc0) != 0x80) return false;
-    }
+bool is_plain_text(std::string_view text) {
+  while (!text.empty()) {
+    const std::optional<u32> character = take_character(text);
+    if (!character || !is_plain(*character)) return false;
   }
   return true;
 }
@@ -42,7 +62,7 @@ Result<void> take_extension(u32 type, std::span<const u8> data, Extensions& out)
   switch (type) {
     case kExtensionBackingFormat:
       out.backing_format = text_of(data);
-      if (data.size() > 15 || !is_plain_text(out.backing_format) || !is_utf8(out.backing_format)) {
+      if (data.size() > 15 || !is_plain_text(out.backing_format)) {
         return make_error(ErrorKind::corrupt, "the backing file's format is not a name");
       }
       return {};
@@ -102,7 +122,7 @@ Result<std::string> parse_backing_name(const WireHeader& header,
                       offset);
   }
   std::string name = text_of(first_cluster.subspan(offset, size));
-  if (!is_plain_text(name) || !is_utf8(name)) {
+  if (!is_plain_text(name)) {
     return make_error(ErrorKind::corrupt, "backing file name is not plain text");
   }
   return name;
@@ -117,7 +137,7 @@ std::string Extensions::describe_incompatible(u64 bits) const {
     for (const WireFeatureName& entry : feature_names) {
       if (entry.type != 0 || entry.bit != bit) continue;
       const std::string name(entry.name, strnlen(entry.name, sizeof entry.name));
-      if (is_plain_text(name) && is_utf8(name)) text += fmt::format(" ({})", name);
+      if (is_plain_text(name)) text += fmt::format(" ({})", name);
       break;
     }
   }

@@ -133,8 +133,21 @@ TEST(Qcow2Reject, BackingNamesThatAreNoNames) {
   expect_refused(path, "between the header");
   set_name(0x400, 5);  // NUL bytes
   expect_refused(path, "not plain text");
-  poke_file(path, 0x400, std::vector<u8>{'a', 0xff, 'b', 'c', 'd'});
-  expect_refused(path, "not plain text");
+  const auto poke_name = [&](std::string_view name) {
+    poke_file(path, 0x400, {reinterpret_cast<const u8*>(name.data()), name.size()});
+    set_name(0x400, static_cast<u32>(name.size()));
+  };
+  for (const char* name : {"a\xff" "bcd", "\xc3", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80",
+                           "a\x1b[2J", "a\x7f", "a\xc2\x80", "a\xc2\x9f", "a\xd8\x9c",
+                           "a\xe2\x80\xae" "txt.exe", "a\xe2\x80\x8f", "a\xe2\x80\xa8",
+                           "a\xe2\x81\xa6"}) {
+    poke_name(name);
+    expect_refused(path, "not plain text");
+  }
+  for (const char* name : {"a\xc2\xa0", "\xc3\xa4.raw", "\xe2\x82\xac", "\xf0\x9f\x98\x80"}) {
+    poke_name(name);
+    expect_refused(path, "names inside images are not followed");
+  }
 }
 
 TEST(Qcow2Reject, ExtendedL2WithTinyClusters) {
@@ -154,6 +167,8 @@ TEST(Qcow2Reject, NamesInsideImagesAreNotFollowed) {
   expect_refused(path, "names a backing file, \"base.raw\"");
   EXPECT_THAT(try_open(path).error().hint(), HasSubstr("backing=base.raw:raw"));
   EXPECT_TRUE(try_open(path, ",backing-dir=" + dir.root()));
+  run_ok("qemu-img rebase -u -f qcow2 -F raw -b a,b.raw " + path);
+  EXPECT_THAT(try_open(path).error().hint(), HasSubstr("backing=a,,b.raw:raw"));
   ASSERT_EQ(::symlink("base.raw", dir.path("link.raw").c_str()), 0);
   ASSERT_EQ(::mkfifo(dir.path("fifo").c_str(), 0600), 0);
   ASSERT_EQ(::mkdir(dir.path("sub").c_str(), 0700), 0);
