@@ -50,6 +50,7 @@ Result<std::unique_ptr<Disk>> open_disk_with_layers(const DiskSpec& spec,
                                                     std::span<const std::string> layer_paths,
                                                     const OverlayOptions& options) {
   ImageChain chain = TRY(open_image_chain(spec));
+  TRY_CONTEXT(check_layer_count(chain.layers.size() + layer_paths.size()), spec.path);
   for (const std::string& path : layer_paths) {
     OpenedLayer opened = TRY(open_layer_file(path));
     if (opened.layer->size_bytes() != chain.layers.front()->size_bytes()) {

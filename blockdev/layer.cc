@@ -8,6 +8,14 @@
 
 namespace blockdev {
 
+Result<void> check_layer_count(u64 count) {
+  if (count <= kMaxLayerCount) return {};
+  return make_error(ErrorKind::unsupported,
+                    "a disk of {} images and snapshots on top of each other (at most {})", count,
+                    kMaxLayerCount)
+      .with_hint("qemu-img convert makes one image of them, to start a new VM from");
+}
+
 Lookup::Lookup(const LayerList& layers) : layers_(layers) {
   CHECK(layers.size() <= kMaxLayerCount);
   std::fill_n(below_until_.begin(), layers.size(), u64{0});

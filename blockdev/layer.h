@@ -68,6 +68,7 @@ using LayerList = std::vector<LayerPointer>;
 // Images and layers of snapshots together. Each costs a descriptor (Debian gives a process 1024) and
 // a lookup for every read of what is at the bottom.
 inline constexpr u64 kMaxLayerCount = 256;
+Result<void> check_layer_count(u64 count);
 
 // What the whole stack says of `offset`: the first layer that does not say `below`. Beyond a
 // layer's end everything is zero, whatever lies below it: a backing file shorter than its overlay

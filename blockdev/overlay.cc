@@ -15,6 +15,7 @@ ArenaOptions arena_options(const OverlayOptions& options) {
 
 Result<std::unique_ptr<Overlay>> Overlay::create(LayerList lower, const OverlayOptions& options) {
   CHECK(!lower.empty());
+  TRY(check_layer_count(lower.size()));
   auto janitor = std::make_shared<Janitor>();
   std::shared_ptr<OverlayLayer> active = TRY_CONTEXT(
       OverlayLayer::create(lower.front()->size_bytes(), arena_options(options), janitor),
@@ -36,6 +37,7 @@ Result<std::unique_ptr<BlockQueue>> Overlay::open_queue() {
 }
 
 Result<SealedPointer> Overlay::seal() {
+  TRY_CONTEXT(check_layer_count(stack_.lower.size() + 1), "seal the overlay");
   std::shared_ptr<OverlayLayer> fresh =
       TRY_CONTEXT(OverlayLayer::create(stack_.size_bytes, arena_options(options_), janitor_),
                   "seal the overlay");

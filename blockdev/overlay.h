@@ -48,7 +48,7 @@ class Overlay final : public BlockBackend {
   // REQUIRES for all below: drained.
 
   // Freezes the active layer, puts it on top of lower() and starts an empty one. Fails, with
-  // nothing changed, when the host has no address space left.
+  // nothing changed, when the host has no address space left or the stack is too high.
   Result<SealedPointer> seal();
   // Throws away what was written since the last seal().
   DiscardReport discard();

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "blockdev/disk.h"
 #include "vmm/base/check.h"
 
 namespace blockdev::test {
@@ -44,6 +45,17 @@ TEST(Lookup, LooksThroughARunOfBelowOnce) {
   EXPECT_EQ(top->looked_at, kLength - 1024);
   EXPECT_EQ(middle->looked_at, kLength - 1024);
   EXPECT_EQ(bottom->looked_at, kLength - 1024);
+}
+
+TEST(Overlay, StackOfTooManyLayersIsRefused) {
+  const auto bottom = std::make_shared<CountingLayer>(ExtentKind::zero, 512);
+  const auto overlay = Overlay::create({bottom}, {}).value();
+  for (u64 count = 1; count < kMaxLayerCount; ++count) ASSERT_TRUE(overlay->seal()) << count;
+  const Result<SealedPointer> one_more = overlay->seal();
+  ASSERT_FALSE(one_more);
+  EXPECT_EQ(one_more.error().kind(), ErrorKind::unsupported);
+  EXPECT_EQ(overlay->lower().size(), kMaxLayerCount) << "nothing has changed";
+  EXPECT_FALSE(Overlay::create(LayerList(kMaxLayerCount + 1, bottom), {}));
 }
 
 }  // namespace
