@@ -25,6 +25,9 @@
 namespace blockdev {
 
 inline constexpr u32 kSectorBytes = 512;
+// 1 PiB. The overlay's index takes 2 bytes of address space for each KiB of disk: 2 TiB of the 128
+// that a process has.
+inline constexpr u64 kMaxDiskBytes = u64{1} << 50;
 
 enum class BlockOp : u8 { read, write, flush, discard, write_zeroes };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "blockdev/sync_engine.h"
 #include "vmm/base/ranges.h"
 
 namespace blockdev::qcow2 {
@@ -22,9 +23,9 @@ Result<std::shared_ptr<const Slice>> Cache::get(u64 file_offset) {
     }
   }
   auto slice = std::make_shared<Slice>(slice_bytes_ / sizeof(be64));
-  TRY_CONTEXT(
-      base::read_exactly(fd_, {reinterpret_cast<u8*>(slice->data()), slice_bytes_}, file_offset),
-      fmt::format("L2 table near {:#x}", file_offset));
+  const iovec whole{slice->data(), slice_bytes_};
+  const int error = run_now({IoKind::read, fd_.get(), file_offset, {&whole, 1}, 0});
+  if (error != 0) return Error::from_errno(error, fmt::format("L2 table near {:#x}", file_offset));
   base::MutexLock lock(lock_of(set));
   while (set.ways[set.hand].was_used) {
     set.ways[set.hand].was_used = false;

@@ -26,7 +26,7 @@ class Cache final {
   Cache(const base::Fd& fd, u64 slice_bytes, u64 limit_bytes);
 
   u64 slice_bytes() const { return slice_bytes_; }
-  // The slice at `file_offset`, a multiple of slice_bytes().
+  // The slice at `file_offset`, a multiple of slice_bytes(); zeros behind the end of the file.
   Result<std::shared_ptr<const Slice>> get(u64 file_offset);
 
  private:

@@ -6,6 +6,7 @@
 //     standard          56..61 reserved | 9..55 host offset | 1..8 reserved | 0 ZERO (not extended)
 //     compressed        x = 62 - (cluster_bits - 8): 0..x-1 host byte offset |
 //                       x..61 further 512-byte sectors
+//   refcount table entry  9..63 offset of a refcount block | 0..8 reserved
 //   extended L2 entry   L2 entry, then a bitmap: 0..31 subcluster allocated, 32..63 reads as zero
 //
 // All integers are big-endian.
@@ -91,5 +92,6 @@ inline constexpr u64 kZero = 1;
 inline constexpr u64 kOffsetMask = 0x00fffffffffffe00;
 inline constexpr u64 kL1Reserved = 0x7f000000000001ff;
 inline constexpr u64 kL2Reserved = 0x3f000000000001fe;
+inline constexpr u64 kRefcountTableReserved = 0x1ff;
 
 }  // namespace blockdev::qcow2

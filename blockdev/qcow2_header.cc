@@ -1,8 +1,10 @@
 #include "blockdev/qcow2_header.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
+#include "blockdev/block_backend.h"
 #include "blockdev/qcow2_extensions.h"
 #include "blockdev/qcow2_map.h"
 #include "vmm/base/ranges.h"
@@ -114,9 +116,23 @@ struct Area {
   u64 bytes;
 };
 
+u64 refcount_table_bytes(const WireHeader& wire) {
+  return u64{wire.refcount_table_clusters} << wire.cluster_bits;
+}
+
+// All of each, whether the file has it or not.
+std::array<Area, 4> metadata_areas(const WireHeader& wire) {
+  constexpr u64 kSnapshotEntryBytes = 40;  // without its variable part
+  return {{{"header", 0, u64{1} << wire.cluster_bits},
+           {"L1 table", wire.l1_table_offset, u64{wire.l1_size} * sizeof(be64)},
+           {"refcount table", wire.refcount_table_offset, refcount_table_bytes(wire)},
+           {"snapshot table", wire.snapshots_offset,
+            wire.nb_snapshots == 0 ? u64{0} : kSnapshotEntryBytes}}};
+}
+
 Result<void> check_areas(const WireHeader& wire, u64 l1_used_bytes, u64 file_bytes) {
   const u64 cluster = u64{1} << wire.cluster_bits;
-  const u64 refcount_bytes = u64{wire.refcount_table_clusters} * cluster;
+  const u64 refcount_bytes = refcount_table_bytes(wire);
   if (wire.refcount_table_clusters == 0) return corrupt("no refcount table");
   if (refcount_bytes > kMaxRefcountTableBytes) {
     return corrupt("refcount table of {} bytes (at most {} are read)", refcount_bytes,
@@ -125,13 +141,13 @@ Result<void> check_areas(const WireHeader& wire, u64 l1_used_bytes, u64 file_byt
   if (wire.nb_snapshots > kMaxSnapshots) {
     return corrupt("{} internal snapshots (at most {})", u32{wire.nb_snapshots}, kMaxSnapshots);
   }
-  const Area areas[] = {
-      {"header", 0, wire.header_length},
-      {"L1 table", wire.l1_table_offset, l1_used_bytes},
-      {"refcount table", wire.refcount_table_offset, sizeof(be64)},
-      {"snapshot table", wire.snapshots_offset, wire.nb_snapshots == 0 ? u64{0} : u64{40}},
-  };
-  for (const Area& area : areas) {
+  const std::array<Area, 4> extents = metadata_areas(wire);
+  // Of each, what is used must be in the file.
+  std::array<Area, 4> used = extents;
+  used[0].bytes = wire.header_length;
+  used[1].bytes = l1_used_bytes;
+  used[2].bytes = sizeof(be64);
+  for (const Area& area : used) {
     if (area.bytes == 0) continue;
     if (!base::is_aligned(area.offset, cluster)) {
       return corrupt("{} at {:#x} is not at a multiple of the cluster size", area.name,
@@ -141,14 +157,37 @@ Result<void> check_areas(const WireHeader& wire, u64 l1_used_bytes, u64 file_byt
       return corrupt("{} at {:#x} outside file (size {:#x})", area.name, area.offset, file_bytes);
     }
   }
-  const Area extents[] = {{"header", 0, cluster},
-                          {"L1 table", wire.l1_table_offset, u64{wire.l1_size} * sizeof(be64)},
-                          {"refcount table", wire.refcount_table_offset, refcount_bytes},
-                          areas[3]};
   for (const Area& a : extents) {
     for (const Area& b : extents) {
       if (&a < &b && base::overlaps(a.offset, a.bytes, b.offset, b.bytes)) {
         return corrupt("{} and {} overlap at {:#x}", a.name, b.name, std::max(a.offset, b.offset));
+      }
+    }
+  }
+  return {};
+}
+
+// Nothing here reads refcounts. But who wrote a refcount block over another table wrote none of the
+// two, and an image that says so is not worth trusting. What the file ends before is zero: no block.
+Result<void> check_refcount_table(const base::Fd& fd, const WireHeader& wire, u64 file_bytes) {
+  const u64 cluster = u64{1} << wire.cluster_bits;
+  const u64 bytes = std::min(refcount_table_bytes(wire), file_bytes - wire.refcount_table_offset);
+  std::vector<be64> table(bytes / sizeof(be64));
+  TRY_CONTEXT(base::read_exactly(
+                  fd, {reinterpret_cast<u8*>(table.data()), table.size() * sizeof(be64)},
+                  wire.refcount_table_offset),
+              "refcount table");
+  for (const u64 entry : table) {
+    if (entry == 0) continue;
+    if ((entry & kRefcountTableReserved) != 0) {
+      return corrupt("refcount table entry {:#018x}: reserved bits are set", entry);
+    }
+    if (!base::is_aligned(entry, cluster)) {
+      return corrupt("refcount block at {:#x} is not at a multiple of the cluster size", entry);
+    }
+    for (const Area& area : metadata_areas(wire)) {
+      if (base::overlaps(area.offset, area.bytes, entry, cluster)) {
+        return corrupt("{} and refcount block overlap at {:#x}", area.name, entry);
       }
     }
   }
@@ -186,6 +225,9 @@ Result<Header> read_header(const base::Fd& fd, u64 file_bytes) {
   header.cluster_bits = wire.cluster_bits;
   header.size_bytes = base::align_down(wire.size, 512);
   if (header.size_bytes == 0) return corrupt("the disk in it has no bytes");
+  if (header.size_bytes > kMaxDiskBytes) {
+    return unsupported("a disk of {} bytes (at most {})", header.size_bytes, kMaxDiskBytes);
+  }
   if (header.size_bytes != wire.size) {
     header.warnings.push_back(
         fmt::format("size {} is not a multiple of 512; the last {} bytes are "
@@ -197,6 +239,7 @@ Result<Header> read_header(const base::Fd& fd, u64 file_bytes) {
   header.l1_offset = wire.l1_table_offset;
   header.l1_count = TRY(check_l1(wire, header.size_bytes));
   TRY(check_areas(wire, header.l1_count * sizeof(be64), file_bytes));
+  TRY(check_refcount_table(fd, wire, file_bytes));
   header.backing_name = TRY(parse_backing_name(wire, first_cluster));
   header.backing_format = extensions.backing_format;
   header.snapshot_count = wire.nb_snapshots;

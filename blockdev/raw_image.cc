@@ -10,6 +10,10 @@ Result<std::shared_ptr<RawImage>> RawImage::create(base::Fd fd) {
   const u64 size = TRY(base::file_size(fd));
   if (size == 0)
     return make_error(ErrorKind::corrupt, "the file is empty, so the disk has no bytes");
+  if (size > kMaxDiskBytes) {
+    return make_error(ErrorKind::unsupported, "a disk of {} bytes (at most {})", size,
+                      kMaxDiskBytes);
+  }
   const u64 rounded = base::align_up(size, kSectorBytes);
   return std::shared_ptr<RawImage>(new RawImage(std::move(fd), rounded));
 }

@@ -82,8 +82,14 @@ INSTANTIATE_TEST_SUITE_P(
         Poke{"cluster_bits_22", 20, 4, 22, "cluster_bits 22"},
         Poke{"cluster_bits_63", 20, 4, 63, "cluster_bits 63"},
         Poke{"cluster_bits_max", 20, 4, 0xffffffff, "cluster_bits"},
-        Poke{"size_0", 24, 8, 0, "no bytes"}, Poke{"size_2_63", 24, 8, u64{1} << 63, "L1 table"},
-        Poke{"size_max", 24, 8, ~u64{0}, "L1 table"}, Poke{"encrypted_aes", 32, 4, 1, "encrypted"},
+        Poke{"size_0", 24, 8, 0, "no bytes"}, Poke{"size_2_63", 24, 8, u64{1} << 63, "at most"},
+        Poke{"size_max", 24, 8, ~u64{0}, "at most"},
+        Poke{"size_over_cap", 24, 8, (u64{1} << 50) + 512, "at most 1125899906842624"},
+        Poke{"size_over_l1", 24, 8, u64{1} << 50, "needs 2097152"},
+        Poke{"refcount_block_reserved", 0x10000, 8, 0x20001, "reserved bits"},
+        Poke{"refcount_block_unaligned", 0x10000, 8, 0x20200, "refcount block at 0x20200"},
+        Poke{"refcount_block_is_table", 0x10000, 8, 0x10000, "refcount table and refcount block"},
+        Poke{"refcount_block_is_l1", 0x10008, 8, 0x30000, "L1 table and refcount block"}, Poke{"encrypted_aes", 32, 4, 1, "encrypted"},
         Poke{"encrypted_luks", 32, 4, 2, "encrypted"}, Poke{"encrypted_99", 32, 4, 99, "encrypted"},
         Poke{"l1_size_max", 36, 4, 0xffffffff, "L1 table of"},
         Poke{"l1_size_huge", 36, 4, 0x7fffffff, "L1 table of"},
@@ -232,7 +238,7 @@ TEST(Qcow2Reject, BadTableEntriesFailTheirRequestsOnly) {
   }
 }
 
-TEST(Qcow2Reject, TruncatedTablesFailAndTruncatedDataIsZero) {
+TEST(Qcow2Reject, TablesPastTheEndFailAndWhatAFileEndsInIsZero) {
   SKIP_WITHOUT_QEMU_TOOLS();
   const TempDir dir;
   const std::string path = make_image(dir);
@@ -244,7 +250,14 @@ TEST(Qcow2Reject, TruncatedTablesFailAndTruncatedDataIsZero) {
     std::fill_n(expected.begin(), 1024, u8{7});
     EXPECT_EQ(client.read(0, expected.size()), expected);
   }
-  ASSERT_EQ(::truncate(path.c_str(), 0x48000), 0);
+  // The first entry of the L2 table is there, but for its last byte, which is zero.
+  ASSERT_EQ(::truncate(path.c_str(), 0x40007), 0);
+  {
+    const auto disk = try_open(path).value();
+    TestClient client(*disk->backend);
+    EXPECT_EQ(client.read(0, base::kMiB), std::vector<u8>(base::kMiB, 0));
+  }
+  ASSERT_EQ(::truncate(path.c_str(), 0x40000), 0);
   {
     const auto disk = try_open(path).value();
     TestClient client(*disk->backend);
