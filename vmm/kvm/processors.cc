@@ -30,6 +30,9 @@ bool has_kvmclock(const VcpuState& state) {
   });
 }
 
+// The guest's watchdogs shall not take the pause for a lockup. EINVAL: it has no kvmclock.
+void forgive_pause(const Vcpu& vcpu) { ::ioctl(vcpu.fd().get(), KVM_KVMCLOCK_CTRL, 0); }
+
 }  // namespace
 
 Result<std::unique_ptr<Processors>> Processors::create(const Kvm& kvm, Vm& vm, u32 vcpu_count) {
@@ -199,10 +202,13 @@ Result<void> Processors::restore_timers(const ProcessorsState& state) {
       deadline = plan.moved_deadline(vcpu_state, shown, before);
     }
     TRY_CONTEXT(transfer->restore_after_irqchip(vcpu_state, deadline), "vCPU state");
-    // The guest's watchdogs shall not take the pause for a lockup. EINVAL: it has no kvmclock.
-    if (has_kvmclock(vcpu_state)) ::ioctl(transfer->vcpu().fd().get(), KVM_KVMCLOCK_CTRL, 0);
+    if (has_kvmclock(vcpu_state)) kvm::forgive_pause(transfer->vcpu());
   }
   return {};
+}
+
+void Processors::forgive_pause() {
+  for (const std::unique_ptr<Vcpu>& vcpu : vcpus_) kvm::forgive_pause(*vcpu);
 }
 
 bool Processors::any_vcpu_has_run() const {

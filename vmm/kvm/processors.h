@@ -71,6 +71,10 @@ class Processors final : public base::StatefulOf<ProcessorsState> {
   // holds for kvmclock only.
   bool tsc_can_be_set() const { return tsc_can_be_set_; }
 
+  // Tells a guest with kvmclock that it stood still, before it runs on after a pause: what it finds
+  // late is no lockup. A restore does so by itself.
+  void forgive_pause();
+
   void set_clock_policy(ClockPolicy policy) { clock_policy_ = policy; }
 
   std::string state_name() const override { return "processors"; }
