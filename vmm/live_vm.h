@@ -41,6 +41,8 @@ class LiveVm final : public control::VmControl,
 
   // The vCPUs go. Once.
   void start();
+  // The loop has ended: waits for a snapshot that is being written and tells who asked for it.
+  void finish();
   ExitStatus exit_status() const { return exit_status_; }
 
   control::VmInfo info() override;
@@ -89,6 +91,7 @@ class LiveVm final : public control::VmControl,
   std::unique_ptr<Machine> machine_;
   std::vector<DiskMark> disks_at_start_;
   std::unique_ptr<snapshot::SnapshotTree> tree_;
+  LayerHandover handover_;
   std::unique_ptr<Reverter> reverter_;
   std::unique_ptr<Snapshotter> snapshotter_;
   control::VmState state_ = control::VmState::created;

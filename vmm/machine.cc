@@ -7,6 +7,7 @@
 #include "vmm/base/check.h"
 #include "vmm/boot/kernel.h"
 #include "vmm/boot/layout.h"
+#include "vmm/planted_fault.h"
 
 namespace vmm {
 namespace {
@@ -94,9 +95,7 @@ Result<void> Machine::build(Parts parts) {
   return {};
 }
 
-Machine::~Machine() {
-  if (running_) quiesce();
-}
+Machine::~Machine() { quiesce(); }
 
 Result<void> Machine::add_platform_devices(devices::SerialSink& console) {
   serial_ = std::make_unique<devices::Serial>(line(boot::kSerialGsi), console);
@@ -176,6 +175,9 @@ Result<void> Machine::reset() {
   TRY(memory_->reset());
   all_pages_dirty_ = true;
   for (devices::Device* device : devices_) device->reset();
+  forget_requests();
+  // What the guest has seen once it sees on: after a restore that may be less than this host has.
+  processors_at_reset_.cpuid.assign(processors_->cpuid().begin(), processors_->cpuid().end());
   return processors_->restore(processors_at_reset_);
 }
 
@@ -187,8 +189,7 @@ void Machine::resume() {
 }
 
 void Machine::quiesce() {
-  CHECK(running_);
-  running_ = false;
+  if (!std::exchange(running_, false)) return;
   for (const auto& thread : vcpu_threads_) thread->request_park();
   for (const auto& thread : vcpu_threads_) thread->wait_parked();
   for (devices::Device* device : devices_) device->pause();
@@ -202,14 +203,34 @@ Result<void> Machine::collect_dirty(memory::PageSet& pages) {
   return {};
 }
 
-void Machine::drain_kicks() {
+Result<void> Machine::validate_states(
+    std::span<const std::unique_ptr<base::SavedState>> states) const {
+  CHECK(states.size() == statefuls_.size());
+  for (std::size_t i = 0; i < states.size(); ++i) {
+    if (planted("invalid-state")) return make_error(ErrorKind::corrupt, "planted");
+    TRY_CONTEXT(statefuls_[i]->validate_state(*states[i]),
+                fmt::format("state of {}", statefuls_[i]->state_name()));
+  }
+  return {};
+}
+
+void Machine::forget_requests() {
+  guest_has_ended_ = false;
   for (const auto& kicks : kicks_) {
     for (u32 queue = 0; queue < kicks->queue_count(); ++queue) kicks->event(queue).take();
   }
 }
 
-void Machine::power_off_requested() { observer_->guest_powered_off(); }
-void Machine::reboot_requested() { observer_->guest_asked_for_reboot(); }
+void Machine::power_off_requested() {
+  guest_has_ended_ = true;
+  observer_->guest_powered_off();
+}
+
+void Machine::reboot_requested() {
+  guest_has_ended_ = true;
+  observer_->guest_asked_for_reboot();
+}
+
 void Machine::out_of_space(std::string_view disk_name) {
   observer_->disk_out_of_space(std::string(disk_name));
 }
@@ -235,6 +256,7 @@ void Machine::serve_mmio(const kvm::MmioExit& exit) {
 }
 
 void Machine::vcpu_stopped(u32 vcpu_index, const kvm::VcpuExit& exit) {
+  guest_has_ended_ = true;
   // The one stop that may be the host's fault: KVM without hardware emulates only part of the set.
   const bool blames_kvm = std::holds_alternative<kvm::InternalErrorExit>(exit);
   observer_->guest_crashed(
@@ -243,6 +265,7 @@ void Machine::vcpu_stopped(u32 vcpu_index, const kvm::VcpuExit& exit) {
 }
 
 void Machine::vcpu_failed(u32 vcpu_index, const Error& error) {
+  guest_has_ended_ = true;
   observer_->vmm_failed(fmt::format("vCPU {}: {}", vcpu_index, error.message()));
 }
 

@@ -13,6 +13,7 @@
 
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -77,8 +78,9 @@ class Machine final : private devices::MachineEvents, private VcpuExitHandler {
   // a computer is reset. REQUIRES: quiet.
   Result<void> reset();
 
-  // REQUIRES for both: the other one was called last, or nothing yet.
+  // REQUIRES: quiet.
   void resume();
+  // Does nothing if it is quiet.
   void quiesce();
 
   memory::GuestMemory& memory() { return *memory_; }
@@ -96,8 +98,13 @@ class Machine final : private devices::MachineEvents, private VcpuExitHandler {
 
   // All pages written since the last call, by the guest and by us. REQUIRES: quiet, logging on.
   Result<void> collect_dirty(memory::PageSet& pages);
-  // Forgets notifications of work that the abandoned timeline asked for.
-  void drain_kicks();
+  // Refuses what restoring them would refuse. In the order of statefuls().
+  Result<void> validate_states(std::span<const std::unique_ptr<base::SavedState>> states) const;
+  // Forgets what the abandoned timeline asked for: work of the queues, an end of the guest.
+  void forget_requests();
+  // It powered off, asked for a reboot or crashed; the observer has been told, and what that leads
+  // to is to follow. REQUIRES: quiet.
+  bool guest_has_ended() const { return guest_has_ended_.load(); }
 
  private:
   explicit Machine(const control::MachineConfig& config) : config_(config) {}
@@ -140,6 +147,7 @@ class Machine final : private devices::MachineEvents, private VcpuExitHandler {
   std::vector<devices::Device*> devices_;
   u16 virtio_slots_present_ = 0;
   bool running_ = false;
+  std::atomic<bool> guest_has_ended_ = false;
   // RAM was replaced as a whole since the last collect_dirty().
   bool all_pages_dirty_ = false;
   std::vector<std::unique_ptr<QueueThread>> queue_threads_;

@@ -1,5 +1,7 @@
 #include "vmm/machine_launcher.h"
 
+#include <sys/resource.h>
+
 #include "vmm/base/log.h"
 #include "vmm/bench/bench.h"
 #include "vmm/bench/soak.h"
@@ -19,6 +21,15 @@ int refuse(control::LaunchRequest& request, const Error& error, int status) {
     if (!error.hint().empty()) base::log_line(base::LogLevel::info, "hint: " + error.hint());
   }
   return status;
+}
+
+// A VM with many disks and snapshots has many files open, and the usual soft limit of 1024 is there
+// for programs that use select(2).
+void allow_all_open_files() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);  // what fails here is told by who runs out of them
 }
 
 }  // namespace
@@ -56,6 +67,7 @@ int MachineLauncher::soak(const std::vector<std::string>& arguments) {
 }
 
 int MachineLauncher::launch(control::LaunchRequest request) {
+  allow_all_open_files();
   const Result<kvm::Kvm> kvm = kvm::Kvm::open();
   if (!kvm) return refuse(request, kvm.error(), 125);
   control::Loop loop;
@@ -68,6 +80,7 @@ int MachineLauncher::launch(control::LaunchRequest request) {
   (*vm)->start();
   control::report_ready(request.ready_pipe);
   loop.run();
+  (*vm)->finish();
   (*server)->finish();
   return static_cast<int>((*vm)->exit_status());
 }

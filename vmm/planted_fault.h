@@ -16,7 +16,7 @@ inline bool planted(std::string_view fault) {
   static const char* const chosen = std::getenv("QUICKSAVE_FAULT");
   return chosen != nullptr && fault == chosen;
 }
-// The same, but only the first time. Thread: the control thread.
+// The same, but only the first time. Thread: one.
 inline bool planted_once(std::string_view fault) {
   static bool done = false;
   return !done && (done = planted(fault));

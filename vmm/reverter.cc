@@ -2,6 +2,8 @@
 
 #include <sys/random.h>
 
+#include <algorithm>
+
 #include "snapshot/memory_file.h"
 #include "snapshot/pages.h"
 #include "snapshot/state_file.h"
@@ -42,6 +44,30 @@ kvm::ClockPolicy to_kvm(control::ClockPolicy policy) {
                                                 : kvm::ClockPolicy::realtime;
 }
 
+// The layers of a snapshot mean something only above the images that they were taken above.
+Result<void> check_disks(const snapshot::Manifest& manifest, std::span<const DiskMark> disks) {
+  if (manifest.disks.size() != disks.size()) {
+    return make_error(ErrorKind::corrupt, "the manifest has {} disks, its machine has {}",
+                      manifest.disks.size(), disks.size());
+  }
+  for (std::size_t i = 0; i < disks.size(); ++i) {
+    const std::vector<snapshot::BaseImage>& wanted = manifest.disks[i].bases;
+    const std::vector<snapshot::BaseImage>& here = disks[i].bases;
+    if (!std::ranges::equal(wanted, here, [](const auto& a, const auto& b) {
+          return a.path == b.path && a.format == b.format && a.size_bytes == b.size_bytes &&
+                 a.mtime_ns == b.mtime_ns;
+        })) {
+      return make_error(ErrorKind::wrong_state,
+                        "disk \"{}\" was taken above {} images, \"{}\" first; open are {}, \"{}\" "
+                        "first",
+                        manifest.disks[i].name, wanted.size(), wanted.front().path, here.size(),
+                        here.empty() ? "" : here.front().path)
+          .with_hint("put the files back as they were; a snapshot cannot be used over another disk");
+    }
+  }
+  return {};
+}
+
 const snapshot::Section* find_section(std::span<const snapshot::Section> sections,
                                       std::string_view name) {
   for (const snapshot::Section& section : sections) {
@@ -53,11 +79,12 @@ const snapshot::Section* find_section(std::span<const snapshot::Section> section
 }  // namespace
 
 Reverter::Reverter(const kvm::Kvm& kvm, Machine& machine, snapshot::SnapshotTree& tree,
-                   const snapshot::SnapshotStore& store)
+                   const snapshot::SnapshotStore& store, LayerHandover& handover)
     : kvm_(kvm),
       machine_(machine),
       tree_(tree),
       store_(store),
+      handover_(handover),
       scratch_(machine.memory().page_count()) {}
 
 Result<void> Reverter::learn_host() {
@@ -71,11 +98,14 @@ Result<snapshot::SnapshotNode*> Reverter::adopt(
     std::shared_ptr<const snapshot::SnapshotObject> object,
     std::vector<DiskMark> disks) {
   const snapshot::Manifest& manifest = object->manifest();
+  if (snapshot::SnapshotNode* const known = tree_.find(manifest.uuid); known != nullptr) {
+    return known;
+  }
+  TRY(check_disks(manifest, disks));
   snapshot::SnapshotNode node;
   node.uuid = manifest.uuid;
   node.name = manifest.name;
 
-  CHECK(!manifest.memory.empty());
   const base::Fd memory_file =
       TRY(snapshot::open_memory_file(object->directory(), manifest.memory[0]));
   node.image =
@@ -96,7 +126,7 @@ Result<snapshot::SnapshotNode*> Reverter::adopt(
     node.states.push_back(TRY_CONTEXT(stateful->decode(section->payload),
                                       fmt::format("section \"{}\"", section->name)));
   }
-  TRY(validate(node));
+  TRY(machine_.validate_states(node.states));
 
   auto mark = std::make_unique<SnapshotMark>();
   for (std::size_t i = 0; i < disks.size(); ++i) {
@@ -111,15 +141,6 @@ Result<snapshot::SnapshotNode*> Reverter::adopt(
   mark->object = std::move(object);
   node.mark = std::move(mark);
   return &tree_.adopt(std::move(node));
-}
-
-Result<void> Reverter::validate(const snapshot::SnapshotNode& node) const {
-  for (std::size_t i = 0; i < node.states.size(); ++i) {
-    const base::Stateful& stateful = *machine_.statefuls()[i];
-    TRY_CONTEXT(stateful.validate_state(*node.states[i]),
-                fmt::format("state of {}", stateful.state_name()));
-  }
-  return {};
 }
 
 tl::expected<control::RevertResult, RevertFailure> Reverter::revert(
@@ -140,6 +161,8 @@ tl::expected<control::RevertResult, RevertFailure> Reverter::revert(
   if (Result<void> memory = restore_memory(target, result, phases); !memory) {
     return halted(memory.error());
   }
+  // Before the layers are compared with the target's.
+  handover_.carry_out(machine_);
   for (std::size_t i = 0; i < machine_.disks().size(); ++i) {
     blockdev::Overlay* const overlay = machine_.disks()[i]->overlay;
     if (overlay == nullptr || planted("disk")) continue;
@@ -154,10 +177,7 @@ tl::expected<control::RevertResult, RevertFailure> Reverter::revert(
     if (Result<void> verified = verify(target); !verified) return halted(verified.error());
     phases.done("verify");
   }
-  const devices::Generation generation = random_generation();
-  for (devices::Device* device : machine_.devices()) {
-    device->timeline_changed(devices::TimelineChange::revert, generation);
-  }
+  announce(devices::TimelineChange::revert);
   result.total_us = phases.total_us();
   return result;
 }
@@ -197,7 +217,7 @@ Result<void> Reverter::restore_memory(const snapshot::SnapshotNode& target,
 Result<void> Reverter::apply_states(const snapshot::SnapshotNode& node,
                                     control::ClockPolicy clock) {
   if (planted_once("states")) return make_error(ErrorKind::failed, "planted");
-  machine_.drain_kicks();
+  machine_.forget_requests();
   machine_.processors().set_clock_policy(to_kvm(clock));
   for (std::size_t i = 0; i < node.states.size(); ++i) {
     base::Stateful& stateful = *machine_.statefuls()[i];
@@ -213,9 +233,13 @@ Result<void> Reverter::restore_states(const snapshot::SnapshotNode& node,
                                       devices::TimelineChange change) {
   TRY(apply_states(node, clock));
   tree_.reverted(node);
+  announce(change);
+  return {};
+}
+
+void Reverter::announce(devices::TimelineChange change) {
   const devices::Generation generation = random_generation();
   for (devices::Device* device : machine_.devices()) device->timeline_changed(change, generation);
-  return {};
 }
 
 // What may differ: nothing but the clocks, which went on.

@@ -3,8 +3,9 @@
 // The order: stop everything; find what was written since (KVM's log, ours, and the edges of the
 // tree on the way); copy those pages back; make KVM forget translations of what they held before;
 // put each disk back on its layers; processors, then devices; go on. Everything that can be refused
-// is refused before the machine is touched (a snapshot from the store when it is adopted); what fails
-// after that leaves the machine halted, never half-restored.
+// is refused before the machine is touched: a state when its snapshot is taken or adopted, so that a
+// revert has nothing left to look at. What fails after that leaves the machine halted, never
+// half-restored.
 //
 // Thread: the control thread. Nothing on this path is proportional to memory but the scan of one
 // bit for each page.
@@ -17,6 +18,7 @@
 #include "snapshot/tree.h"
 #include "vmm/control/vm_control.h"
 #include "vmm/kvm/self_test.h"
+#include "vmm/layer_handover.h"
 #include "vmm/machine.h"
 #include "vmm/snapshot_mark.h"
 
@@ -32,14 +34,15 @@ class Reverter final {
  public:
   // All outlive the reverter.
   Reverter(const kvm::Kvm& kvm, Machine& machine, snapshot::SnapshotTree& tree,
-           const snapshot::SnapshotStore& store);
+           const snapshot::SnapshotStore& store, LayerHandover& handover);
 
   // Finds out how this host's KVM wants to be told of rewritten memory. Once, before the first
   // revert; costs a few milliseconds.
   Result<void> learn_host();
 
   // Makes a snapshot of the store known to the tree: its memory mapped, its state decoded and
-  // validated against this machine. Changes nothing in the machine. `disks`: the user's images.
+  // validated against this machine, its disks' images compared with `disks`: the user's images as
+  // they are open here. Changes nothing in the machine. One that is known is found again.
   Result<snapshot::SnapshotNode*> adopt(std::shared_ptr<const snapshot::SnapshotObject> object,
                                         std::vector<DiskMark> disks);
 
@@ -53,16 +56,18 @@ class Reverter final {
                               devices::TimelineChange change);
 
  private:
-  Result<void> validate(const snapshot::SnapshotNode& node) const;
   Result<void> restore_memory(const snapshot::SnapshotNode& target, control::RevertResult& result,
                               class Phases& phases);
   Result<void> apply_states(const snapshot::SnapshotNode& node, control::ClockPolicy clock);
+  // To the devices, of which some tell the guest.
+  void announce(devices::TimelineChange change);
   Result<void> verify(const snapshot::SnapshotNode& node);
 
   const kvm::Kvm& kvm_;
   Machine& machine_;
   snapshot::SnapshotTree& tree_;
   const snapshot::SnapshotStore& store_;
+  LayerHandover& handover_;
   std::optional<kvm::StaleTranslations> stale_;
   memory::PageSet scratch_;
 };

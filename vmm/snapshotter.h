@@ -21,7 +21,9 @@
 #include "snapshot/tree.h"
 #include "vmm/control/loop.h"
 #include "vmm/control/vm_control.h"
+#include "vmm/layer_handover.h"
 #include "vmm/machine.h"
+#include "vmm/snapshot_job.h"
 #include "vmm/snapshot_mark.h"
 
 namespace vmm {
@@ -36,8 +38,8 @@ class Snapshotter final {
   // All outlive the snapshotter. `disks_at_start`: the user's images, without layers.
   Snapshotter(Machine& machine, snapshot::RamOrigin ram_origin, snapshot::SnapshotTree& tree,
               const snapshot::SnapshotStore& store, SnapshotIdentity identity,
-              std::vector<DiskMark> disks_at_start, control::Loop& loop);
-  // Waits for the background thread.
+              std::vector<DiskMark> disks_at_start, LayerHandover& handover, control::Loop& loop);
+  // Calls finish().
   ~Snapshotter();
 
   using PausedDone = std::function<void(const control::SnapshotResult&)>;
@@ -47,33 +49,19 @@ class Snapshotter final {
               Durable durable);
 
   // A snapshot is being written.
-  bool is_busy() const { return writer_.joinable(); }
+  bool is_busy() const { return writing_ != nullptr; }
 
-  // The machine stands still for some other reason: layers that have become files are now read from
-  // there, and their memory goes.
-  void machine_is_quiet();
+  // Waits for the snapshot that is being written, if any, and tells who waits for it.
+  void finish();
 
  private:
-  struct Job;  // what the background thread needs, all of it immutable
-
-  Result<std::unique_ptr<Job>> prepare(const control::SnapshotRequest& request);
+  Result<std::unique_ptr<SnapshotJob>> prepare(const control::SnapshotRequest& request);
   // The pause. The machine is quiet.
-  Result<void> capture(Job& job);
+  Result<void> capture(SnapshotJob& job);
   Error with_remedy(Error error) const;
-  Result<DiskMark> split(std::size_t disk_index);
-  const MarkedLayer* find_layer(std::size_t disk_index, const blockdev::LayerPointer& layer);
-  void describe_disks(const SnapshotMark& mark, Job& job);
   std::string unused_name();
-  void start_writing(std::unique_ptr<Job> job, Durable durable);
-  void finish(Job& job, Result<std::shared_ptr<const snapshot::SnapshotObject>> written,
-              const Durable& durable);
-  Result<void> adopt_files(Job& job, std::shared_ptr<const snapshot::SnapshotObject> object);
-
-  struct Replacement {
-    std::size_t disk;
-    blockdev::SealedPointer sealed;
-    blockdev::LayerPointer durable;
-  };
+  void start_writing(std::unique_ptr<SnapshotJob> job, Durable durable);
+  void adopt_files(const SnapshotJob& job, snapshot::SnapshotNode& node);
 
   Machine& machine_;
   const snapshot::RamOrigin ram_origin_;
@@ -81,9 +69,13 @@ class Snapshotter final {
   const snapshot::SnapshotStore& store_;
   const SnapshotIdentity identity_;
   const std::vector<DiskMark> disks_at_start_;
+  LayerHandover& handover_;
   control::Loop& loop_;
   memory::PageSet scratch_;
-  std::vector<Replacement> replacements_;
+
+  // The snapshot that is being written; null if none is.
+  std::unique_ptr<SnapshotJob> writing_;
+  Durable durable_;
   std::thread writer_;
 };
 

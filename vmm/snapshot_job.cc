@@ -1,0 +1,75 @@
+#include "vmm/snapshot_job.h"
+
+#include <fcntl.h>
+
+#include "blockdev/disk.h"
+#include "snapshot/memory_file.h"
+#include "vmm/base/log.h"
+#include "vmm/planted_fault.h"
+
+namespace vmm {
+
+void SnapshotJob::write(const snapshot::SnapshotStore& store) {
+  // Room first: what a killed process left half-written is of no use to anybody.
+  if (const Result<u32> removed = store.remove_leftovers(); !removed) {
+    base::log(base::LogLevel::warning, "leftovers of snapshots stay: {}", removed.error().message());
+  }
+  outcome = write_files(store);
+  if (outcome) open_files(store);
+}
+
+Result<void> SnapshotJob::write_files(const snapshot::SnapshotStore& store) {
+  manifest.memory.push_back(TRY_CONTEXT(snapshot::write_memory_file(draft.directory(), *image),
+                                        "write the snapshot's memory"));
+  result.memory_bytes = manifest.memory[0].allocated_bytes;
+  TRY(write_layers());
+  if (planted("write") && manifest.name == "bad") return make_error(ErrorKind::no_space, "planted");
+  manifest.state =
+      TRY(snapshot::write_state_file(draft.directory(), snapshot::kStateFile, sections));
+  object = std::make_shared<const snapshot::SnapshotObject>(
+      TRY(store.publish(std::move(draft), manifest)));
+  return {};
+}
+
+Result<void> SnapshotJob::write_layers() {
+  for (PendingLayer& layer : layers) {
+    const base::Fd file = TRY(
+        base::open_file_at(draft.directory(), layer.file, O_RDWR | O_CREAT | O_EXCL, 0600));
+    const blockdev::LayerFile described = TRY_CONTEXT(
+        blockdev::write_layer(*layer.sealed, layer.below, layer.backing, file), layer.file);
+    layer.written = {.owner = manifest.uuid,
+                     .file = layer.file,
+                     .size_bytes = described.file_bytes,
+                     .checksum = described.checksum};
+    manifest.disks[layer.disk].layers.push_back(layer.written);
+    result.disk_bytes += described.written_bytes;
+  }
+  return {};
+}
+
+void SnapshotJob::open_files(const snapshot::SnapshotStore& store) {
+  const auto keep_in_memory = [this](const Error& error) {
+    base::log(base::LogLevel::warning, "snapshot '{}' is made, but stays in memory too: {}",
+              result.name, error.message());
+  };
+  if (planted("reopen")) return keep_in_memory(make_error(ErrorKind::failed, "planted"));
+  const auto view_memory = [this]() -> Result<void> {
+    const base::Fd file =
+        TRY(snapshot::open_memory_file(object->directory(), object->manifest().memory[0]));
+    view = TRY(snapshot::MemoryImage::of_file(file, image->size_bytes()));
+    // The first revert to it is waited for; this is not.
+    view->populate();
+    return {};
+  };
+  if (const Result<void> viewed = view_memory(); !viewed) keep_in_memory(viewed.error());
+  for (PendingLayer& layer : layers) {
+    Result<blockdev::OpenedLayer> opened = blockdev::open_layer_file(store.layer_path(layer.written));
+    if (opened) {
+      layer.durable = std::move(opened->layer);
+    } else {
+      keep_in_memory(opened.error());
+    }
+  }
+}
+
+}  // namespace vmm
