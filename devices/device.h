@@ -44,7 +44,7 @@ class Device {
 class QueueWorker {
  public:
   virtual ~QueueWorker() = default;
-  // Takes what is in the ring and delivers what has completed. Returns at once while paused.
+  // Delivers what has completed and takes what is in the ring; while paused, only the former.
   // Thread: the worker's own; locks against pause() and drain().
   virtual void serve() = 0;
   // -1 if all work is done inside serve(). Valid from construction on and constant.

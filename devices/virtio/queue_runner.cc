@@ -40,10 +40,11 @@ void QueueRunner::serve() {
   bool more = false;
   {
     base::MutexLock lock(mutex_);
-    if (!is_running()) return;
+    // Also while paused or stopped: the kernel may signal a completion after drain() took it, and
+    // who waits for completion_fd() would be woken until somebody looks.
     handler_.poll();
     u64 bytes = 0;
-    more = retry_held(bytes) || serve_ring(bytes);
+    if (is_running()) more = retry_held(bytes) || serve_ring(bytes);
     interrupt_if_wanted();
   }
   if (more) kicker_.kick(index_);

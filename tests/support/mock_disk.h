@@ -44,6 +44,7 @@ class MockDisk final : public blockdev::BlockBackend {
   std::atomic<int> zeroes{0};
   std::atomic<int> unmaps{0};
   std::atomic<int> submitted{0};
+  std::atomic<int> polls{0};
   std::atomic<u32> most_in_flight{0};
   std::function<void()> on_submit;  // inside submit(); set while nobody submits
 
@@ -60,6 +61,7 @@ class MockDisk final : public blockdev::BlockBackend {
       if (disk_.completion == Completion::at_submit) finish_one();
     }
     void poll() override {
+      ++disk_.polls;
       if (disk_.completion == Completion::held) return;
       for (u64 left = pending_.size(); left != 0 && !pending_.empty(); --left) finish_one();
     }
