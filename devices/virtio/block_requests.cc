@@ -66,7 +66,8 @@ BeginResult BlockRequests::begin(const Chain& chain, ChainSink& sink) {
   free_slots_.pop_back();
   slot.sink = &sink;
   slot.head = chain.head();
-  slot.written_bytes = kStatusBytes;
+  slot.writable_bytes = chain.writable_bytes();
+  slot.filled_bytes = 0;
   slot.status = *chain.writable_address(chain.writable_bytes() - kStatusBytes);
   slot.transfer_bytes = 0;
   slot.range_count = slot.range_next = 0;
@@ -118,7 +119,7 @@ std::optional<BlockRequests::Status> BlockRequests::prepare_read(Slot& slot, con
   slot.offset_bytes = sector * kSectorBytes;
   slot.length_bytes = slot.transfer_bytes = length;
   slot.buffers = std::span(slot.iovecs).first(*count);
-  slot.written_bytes = static_cast<u32>(length + kStatusBytes);
+  slot.filled_bytes = length;
   return std::nullopt;
 }
 
@@ -184,8 +185,7 @@ BlockRequests::Status BlockRequests::answer_id(Slot& slot, const Chain& chain) {
       !chain.write(memory_, 0, limits_.serial)) {
     return Status::io_error;
   }
-  slot.written_bytes = static_cast<u32>(limits_.serial.size());
-  if (chain.writable_bytes() == limits_.serial.size() + kStatusBytes) ++slot.written_bytes;
+  slot.filled_bytes = limits_.serial.size();
   return Status::ok;
 }
 
@@ -233,11 +233,19 @@ void BlockRequests::free(Slot& slot) {
 void BlockRequests::finish(Slot& slot, Status status) {
   ChainSink& sink = *slot.sink;
   const u16 head = slot.head;
-  const u32 written = status == Status::ok ? slot.written_bytes : u32{kStatusBytes};
+  const u32 length = used_length(slot, status);
   const u8 byte = static_cast<u8>(status);
   CHECK(memory_.write(slot.status, std::span(&byte, 1)));  // checked when the chain was taken
   free(slot);
-  sink.complete(head, written);
+  sink.complete(head, length);
+}
+
+// virtio 1.2, 2.7.8.2 "Device Requirements: The Virtqueue Used Ring": what is surely written, from
+// the first writable byte on. The status byte counts only if nothing unwritten lies before it.
+u32 BlockRequests::used_length(const Slot& slot, Status status) {
+  const u64 filled = status == Status::ok ? slot.filled_bytes : 0;
+  const bool reaches_status = filled + kStatusBytes == slot.writable_bytes;
+  return static_cast<u32>(reaches_status ? slot.writable_bytes : filled);
 }
 
 }  // namespace devices::virtio

@@ -5,8 +5,8 @@
 // never copied: the disk reads and writes guest memory itself. So a request in flight costs its
 // slot and nothing else, whatever its length.
 //
-// Nothing here takes long, whatever the guest asks for: a transfer is at most kMaxTransferBytes, and
-// a discard of gigabytes goes in pieces and is held, to be begun anew, when a pause comes.
+// Nothing here takes long, whatever the guest asks for: a transfer is at most kMaxTransferBytes,
+// and a discard of gigabytes goes in pieces and is held, to be begun anew, when a pause comes.
 //
 // Invariant: everything a slot holds was checked when it was filled; nothing is read again from
 // guest memory.
@@ -37,7 +37,7 @@ inline constexpr u64 kMaxTransferBytes = u64{kMaxDataSegments} * kMaxSegmentByte
 // Beyond this, further requests wait in the ring: drain() waits for what is in flight.
 inline constexpr u64 kMaxInFlightBytes = 16 * base::kMiB;
 
-inline constexpr u32 kMaxRanges = 16;  // of one discard or write-zeroes
+inline constexpr u32 kMaxRanges = 16;              // of one discard or write-zeroes
 inline constexpr u32 kMaxRangeSectors = 1u << 22;  // 2 GiB
 // Ranges are handed to the disk in pieces, between which a pause gets in.
 inline constexpr u64 kRangePieceBytes = 16 * base::kMiB;
@@ -74,7 +74,8 @@ class BlockRequests final : public QueueHandler, private blockdev::BlockClient {
   struct Slot : blockdev::BlockRequest {
     ChainSink* sink = nullptr;
     u16 head = 0;
-    u32 written_bytes = 0;  // if it succeeds
+    u64 writable_bytes = 0;  // of the chain; the last is the status
+    u64 filled_bytes = 0;    // of them, from the front, if it succeeds
     Gpa status;
     u64 transfer_bytes = 0;  // read, write: what counts in in_flight_bytes_
     u32 range_count = 0;
@@ -96,6 +97,7 @@ class BlockRequests final : public QueueHandler, private blockdev::BlockClient {
   void submit_next_piece(Slot& slot);
   void on_done(blockdev::BlockRequest& request, blockdev::BlockStatus status) override;
   void finish(Slot& slot, Status status);
+  static u32 used_length(const Slot& slot, Status status);
   void hold(Slot& slot);
   void free(Slot& slot);
 

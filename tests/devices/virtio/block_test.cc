@@ -71,7 +71,7 @@ TEST(Block, WritesThenReadsBack) {
   EXPECT_EQ(rig.byte(BlockRig::kPayload + 4095), 0xab);
 }
 
-TEST(Block, UsedLengthCountsDataAndStatus) {
+TEST(Block, UsedLengthCountsFromTheFirstWritableByte) {
   BlockRig rig;
   rig.start();
   const u16 read = rig.request(0, kIn, 0, {{BlockRig::kPayload, 1024, kWrite}});
@@ -80,7 +80,16 @@ TEST(Block, UsedLengthCountsDataAndStatus) {
   EXPECT_EQ(rig.driver().take_used(), (test::Used{read, 1025}));
   const u16 failed = rig.request(0, kIn, kSectors, {{BlockRig::kPayload, 1024, kWrite}});
   rig.serve();
-  EXPECT_EQ(rig.driver().take_used(), (test::Used{failed, 1}));
+  EXPECT_EQ(rig.driver().take_used(), (test::Used{failed, 0})) << "only the last byte is written";
+  const u16 write = rig.request(0, kOut, kSectors, {{BlockRig::kPayload, 1024}});
+  rig.serve();
+  EXPECT_EQ(rig.driver().take_used(), (test::Used{write, 1}));
+  const u16 long_id = rig.request(0, kGetId, 0, {{BlockRig::kPayload, 32, kWrite}});
+  rig.serve();
+  EXPECT_EQ(rig.driver().take_used(), (test::Used{long_id, 20}));
+  const u16 id = rig.request(0, kGetId, 0, {{BlockRig::kPayload, 20, kWrite}});
+  rig.serve();
+  EXPECT_EQ(rig.driver().take_used(), (test::Used{id, 21}));
 }
 
 TEST(Block, FramingDoesNotMatter) {
