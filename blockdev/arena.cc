@@ -117,7 +117,7 @@ BlockStatus Arena::read(u32 slot, u64 within, u64 length, IovecCursor& to) const
   return error == 0 ? BlockStatus::ok : BlockStatus::io_error;
 }
 
-void Arena::release(std::vector<u32>& slots) {
+void Arena::release(std::span<u32> slots) {
   if (slots.empty()) return;
   std::sort(slots.begin(), slots.end());
   // The slots are still ours alone: nobody can be given one before they are in free_ below.
@@ -134,7 +134,6 @@ void Arena::release(std::vector<u32>& slots) {
   }
   base::MutexLock lock(mutex_);
   free_.insert(free_.end(), slots.rbegin(), slots.rend());
-  slots.clear();
 }
 
 // Best effort: a host that cannot take the space back leaves it in use.

@@ -13,7 +13,7 @@
 
 #include <atomic>
 #include <memory>
-#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -43,8 +43,8 @@ class Arena final {
 
   // no_space when the host has no memory or no file space for another slot.
   BlockStatus allocate(u32& slot);
-  // Gives slots back; the host gets the memory of runs of them.
-  void release(std::vector<u32>& slots);
+  // Gives slots back, and sorts them; the host gets the memory of runs of them.
+  void release(std::span<u32> slots);
 
   // REQUIRES: the slot is allocated, within + length <= kSlotBytes.
   BlockStatus write(u32 slot, u64 within, u64 length, IovecCursor& from);

@@ -25,9 +25,9 @@ struct Disk {
 Result<std::unique_ptr<Disk>> open_disk(const DiskSpec& spec, const OverlayOptions& options);
 
 // A snapshot's disk in a new process: the images of `spec`, above them the layer files that
-// snapshots wrote, from bottom to top, above these a new overlay (also when `spec` says mode=ro and
-// there are no layers: then the disk is read-only). Names inside the layer files are not looked at:
-// the manifest says what lies below what. `images` covers the layer files too.
+// snapshots wrote, from bottom to top, above these a new overlay (or nothing, in mode=ro). Names
+// inside the layer files are not looked at: the manifest says what lies below what. `images` covers
+// the layer files too.
 Result<std::unique_ptr<Disk>> open_disk_with_layers(const DiskSpec& spec,
                                                     std::span<const std::string> layer_paths,
                                                     const OverlayOptions& options);

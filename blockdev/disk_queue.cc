@@ -2,21 +2,9 @@
 
 #include "blockdev/overlay_layer.h"
 #include "vmm/base/check.h"
-#include "vmm/base/log.h"
 #include "vmm/base/ranges.h"
 
 namespace blockdev {
-namespace {
-
-// A guest can read a corrupt place of its image as often as it likes.
-base::RateLimit g_read_error_limit{10};
-
-void log_read_error(u64 offset, std::string_view reason) {
-  if (!g_read_error_limit.allows()) return;
-  base::log(base::LogLevel::error, "disk: read at {:#x} failed: {}", offset, reason);
-}
-
-}  // namespace
 
 DiskQueue::DiskQueue(const DiskStack& stack, std::unique_ptr<IoEngine> engine)
     : stack_(stack), engine_(std::move(engine)) {}
@@ -185,6 +173,11 @@ void DiskQueue::finish_if_done(u32 index) {
   if (read.is_parked || read.pieces > 0) return;
   finish(*read.request, read.status);
   free_reads_.push_back(index);
+}
+
+void DiskQueue::log_read_error(u64 offset, std::string_view reason) {
+  if (!log_limit_.allows()) return;
+  base::log(base::LogLevel::error, "disk: read at {:#x} failed: {}", offset, reason);
 }
 
 void DiskQueue::finish(BlockRequest& request, BlockStatus status) {

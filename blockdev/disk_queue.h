@@ -20,6 +20,7 @@
 #include "blockdev/block_backend.h"
 #include "blockdev/io_engine.h"
 #include "blockdev/layer.h"
+#include "vmm/base/log.h"
 
 namespace blockdev {
 
@@ -50,9 +51,9 @@ class DiskQueue final : public BlockQueue {
 
   struct Read {
     BlockRequest* request = nullptr;
-    ByteRange left;        // not handed out yet
-    IovecCursor to{{}};    // where the first byte of `left` goes
-    u32 pieces = 0;        // with the engine
+    ByteRange left;         // not handed out yet
+    IovecCursor to{{}};     // where the first byte of `left` goes
+    u32 pieces = 0;         // with the engine
     bool is_parked = true;  // is in parked_
     BlockStatus status = BlockStatus::ok;
 
@@ -73,6 +74,7 @@ class DiskQueue final : public BlockQueue {
   BlockStatus hand_out_some(u32 index);
   BlockStatus hand_out_extent(u32 index, u64 length, Lookup& lookup);
   void finish_if_done(u32 index);
+  void log_read_error(u64 offset, std::string_view reason);
   void finish(BlockRequest& request, BlockStatus status);
   void deliver();
 
@@ -87,6 +89,7 @@ class DiskQueue final : public BlockQueue {
   std::vector<ByteRange> missing_;
   std::vector<iovec> slice_;
   ReadScratch scratch_;
+  base::RateLimit log_limit_{10};  // a guest reads a corrupt place as often as it likes
   u32 in_flight_ = 0;
   bool delivering_ = false;  // on_done() may submit: its end is delivered by the outer call
 };

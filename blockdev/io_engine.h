@@ -54,7 +54,7 @@ class IoEngine {
 };
 
 // The io_uring engine, or the one with plain system calls where io_uring is not available (an old
-// kernel, a container's seccomp filter): said once in the log.
+// kernel, a container's seccomp filter): said in the log.
 Result<std::unique_ptr<IoEngine>> make_io_engine();
 
 }  // namespace blockdev

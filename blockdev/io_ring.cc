@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <array>
-#include <atomic>
 #include <cerrno>
 
 #include "blockdev/sync_engine.h"
@@ -38,12 +37,8 @@ io_uring_restriction allow(u8 opcode) {
 Result<std::unique_ptr<IoEngine>> make_io_engine() {
   Result<std::unique_ptr<IoRing>> ring = IoRing::create();
   if (ring) return std::unique_ptr<IoEngine>(std::move(*ring));
-  static std::atomic<bool> was_said{false};
-  if (!was_said.exchange(true)) {
-    base::log(base::LogLevel::warning,
-              "{}; disks are read with plain system calls, which is slower",
-              ring.error().message());
-  }
+  base::log(base::LogLevel::warning, "{}; a disk is read with plain system calls, which is slower",
+            ring.error().message());
   return std::unique_ptr<IoEngine>(TRY(SyncEngine::create()));
 }
 
@@ -99,12 +94,7 @@ void IoRing::queue_slot(u32 slot) {
 void IoRing::prepare(u32 slot) {
   const IoTransfer& transfer = slots_[slot];
   io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
-  if (sqe == nullptr) {
-    // The submission queue holds kDepth entries that were not kicked yet.
-    kick();
-    sqe = io_uring_get_sqe(&ring_);
-    CHECK(sqe != nullptr);
-  }
+  CHECK(sqe != nullptr);  // its entries are among the with_kernel_ ones
   switch (transfer.kind) {
     case IoKind::read:
       io_uring_prep_readv(sqe, transfer.fd, transfer.next_buffers(), transfer.next_count(),

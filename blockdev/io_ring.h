@@ -3,8 +3,8 @@
 // The ring is made disabled, restricted to the three operations used here, and then enabled:
 // whoever takes over this thread cannot make it open files or sockets through the ring.
 //
-// Invariant: at most kDepth operations are with the kernel, so neither queue of the ring can
-// overflow; the others wait in waiting_, in order.
+// Invariant: at most kDepth operations are with the kernel or prepared for it, so neither queue of
+// the ring can overflow; the others wait in waiting_, in order.
 // Invariant: a slot, and the iovec list in it, belongs to the kernel from its SQE to its CQE.
 
 #pragma once

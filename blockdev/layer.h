@@ -18,6 +18,9 @@
 #include "vmm/base/types.h"
 
 namespace blockdev {
+namespace qcow2 {
+class Decompressor;
+}
 
 enum class ExtentKind : u8 {
   below,     // not in this layer
@@ -41,10 +44,11 @@ struct ByteRange {
 // What a reader keeps between calls, so that a compressed cluster read in small pieces is
 // decompressed once. One for each thread.
 struct ReadScratch {
-  u64 owner_id = 0;  // whose cluster `plain` holds (a number never used twice); 0: nobody's
+  std::shared_ptr<const void> owner;  // whose cluster `plain` holds; null: nobody's
   u64 cluster_offset = 0;
   std::vector<u8> plain;
   std::vector<u8> packed;
+  std::shared_ptr<qcow2::Decompressor> decompressor;  // made when first needed
 };
 
 class Layer {
@@ -59,14 +63,16 @@ class Layer {
   // REQUIRES: map() says `computed` for the range.
   virtual Result<void> read_computed(u64 offset, u64 length, IovecCursor& to,
                                      ReadScratch& scratch) const = 0;
+  // 4 KiB blocks that are in this process's memory alone, and lost when the layer goes.
+  virtual u64 volatile_block_count() const { return 0; }
 };
 
 using LayerPointer = std::shared_ptr<const Layer>;
 // From top to bottom, at most kMaxLayerCount.
 using LayerList = std::vector<LayerPointer>;
 
-// Images and layers of snapshots together. Each costs a descriptor (Debian gives a process 1024) and
-// a lookup for every read of what is at the bottom.
+// Images and layers of snapshots together. Each costs a descriptor (Debian gives a process 1024)
+// and a lookup for every read of what is at the bottom.
 inline constexpr u64 kMaxLayerCount = 256;
 Result<void> check_layer_count(u64 count);
 
@@ -79,9 +85,8 @@ struct LocatedExtent {
 };
 
 // One pass over a stack from front to back. It remembers how far each layer is known to say
-// `below`: a layer with a long run of that is not asked again for every extent under it, which would
-// look through the same run each time.
-// REQUIRES: `layers` stays as it is.
+// `below`: a layer with a long run of that is not asked again for every extent under it, which
+// would look through the same run each time. REQUIRES: `layers` stays as it is.
 class Lookup final {
  public:
   explicit Lookup(const LayerList& layers);

@@ -58,9 +58,8 @@ DiscardReport Overlay::rebase_on(LayerList lower) {
   DiscardReport report = discard();
   if (lower == stack_.lower) return report;  // the usual revert: to the newest snapshot
   for (const LayerPointer& layer : stack_.lower) {
-    const SealedLayer* sealed = dynamic_cast<const SealedLayer*>(layer.get());
-    if (sealed == nullptr || std::find(lower.begin(), lower.end(), layer) != lower.end()) continue;
-    report.block_count += sealed->block_count();
+    if (std::find(lower.begin(), lower.end(), layer) != lower.end()) continue;
+    report.block_count += layer->volatile_block_count();
   }
   // The last holder of a sealed layer unmaps it: not here.
   janitor_->dispose(std::exchange(stack_.lower, std::move(lower)));

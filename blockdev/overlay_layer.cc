@@ -92,8 +92,7 @@ BlockStatus OverlayLayer::write_block(u64& entry, u64 within, u64 length, IovecC
   if (status != BlockStatus::ok) return status;
   status = arena_.write(slot, within, length, from);
   if (status != BlockStatus::ok) {
-    std::vector<u32> unused{slot};
-    if (is_fresh) arena_.release(unused);
+    if (is_fresh) arena_.release({&slot, 1});
     return status;
   }
   const u8 mask = sector_mask(within, length);
@@ -103,9 +102,19 @@ BlockStatus OverlayLayer::write_block(u64& entry, u64 within, u64 length, IovecC
   return BlockStatus::ok;
 }
 
+// The slots that one chunk gives up.
+struct OverlayLayer::Freed {
+  std::array<u32, kBlocksPerChunk> slots;
+  u64 count = 0;
+
+  void add(u32 slot) {
+    if (slot != 0) slots[count++] = slot;
+  }
+};
+
 void OverlayLayer::write_zeroes(u64 offset, u64 length) {
-  std::vector<u32> freed;
   for_each_part(offset, length, kChunkBytes, [&](u64 part_offset, u64 part) {
+    Freed freed;
     const u64 chunk = part_offset / kChunkBytes;
     {
       base::MutexLock lock(lock_of(chunk));
@@ -116,26 +125,26 @@ void OverlayLayer::write_zeroes(u64 offset, u64 length) {
         zero_blocks(part_offset, part, freed);
       }
     }
-    arena_.release(freed);
+    arena_.release(std::span(freed.slots).first(freed.count));
     return BlockStatus::ok;
   });
 }
 
-void OverlayLayer::zero_chunk(u64 chunk, std::vector<u32>& freed) {
+void OverlayLayer::zero_chunk(u64 chunk, Freed& freed) {
   const ChunkState state = chunk_state(chunk);
   if (state == ChunkState::zero) return;
   u64 newly_present = blocks_in_chunk(chunk);
   if (state == ChunkState::mapped) {
     for (const u64 entry : std::span(entries_of(chunk), blocks_in_chunk(chunk))) {
       if (entry != 0) --newly_present;
-      if (slot_of(entry) != 0) freed.push_back(slot_of(entry));
+      freed.add(slot_of(entry));
     }
   }
   block_count_.fetch_add(newly_present, std::memory_order_relaxed);
   set_chunk_state(chunk, ChunkState::zero);
 }
 
-void OverlayLayer::zero_blocks(u64 offset, u64 length, std::vector<u32>& freed) {
+void OverlayLayer::zero_blocks(u64 offset, u64 length, Freed& freed) {
   const u64 chunk = offset / kChunkBytes;
   if (chunk_state(chunk) != ChunkState::mapped) map_chunk(chunk);
   u64* entries = entries_of(chunk);
@@ -143,7 +152,7 @@ void OverlayLayer::zero_blocks(u64 offset, u64 length, std::vector<u32>& freed) 
     u64& entry = entries[part_offset / kBlockBytes % kBlocksPerChunk];
     const u8 mask = sector_mask(part_offset % kBlockBytes, part);
     const u8 data = static_cast<u8>(data_of(entry) & ~mask);
-    if (data == 0 && slot_of(entry) != 0) freed.push_back(slot_of(entry));
+    if (data == 0) freed.add(slot_of(entry));
     if (entry == 0) block_count_.fetch_add(1, std::memory_order_relaxed);
     entry =
         make_entry(data == 0 ? 0 : slot_of(entry), static_cast<u8>(zero_of(entry) | mask), data);

@@ -63,6 +63,7 @@ class OverlayLayer final : public Layer {
   // absent chunks at once.
   u64 next_present_block(u64 block) const;
   u64 block_count() const { return block_count_.load(std::memory_order_relaxed); }  // not absent
+  u64 volatile_block_count() const override { return block_count(); }
   u64 total_blocks() const { return total_blocks_; }
 
   // Forgets everything. Memory beyond the arena's keep limit goes back off this thread.
@@ -73,6 +74,7 @@ class OverlayLayer final : public Layer {
   enum class ChunkState : u32 { absent = 0, zero = 1, mapped = 2 };
   enum class ReadStep : u8 { more, full, io_error };
   struct Reading;
+  struct Freed;
 
   OverlayLayer(u64 size_bytes, base::Mapping tags, base::Mapping index, const ArenaOptions& options,
                std::shared_ptr<Janitor> janitor);
@@ -85,8 +87,8 @@ class OverlayLayer final : public Layer {
 
   // With the chunk's lock held, on a range within it.
   void map_chunk(u64 chunk);
-  void zero_chunk(u64 chunk, std::vector<u32>& freed);
-  void zero_blocks(u64 offset, u64 length, std::vector<u32>& freed);
+  void zero_chunk(u64 chunk, Freed& freed);
+  void zero_blocks(u64 offset, u64 length, Freed& freed);
   BlockStatus write_blocks(u64 offset, u64 length, IovecCursor& from);
   BlockStatus write_block(u64& entry, u64 within, u64 length, IovecCursor& from);
   ReadStep read_chunk(Reading& reading, u64 end) const;

@@ -1,8 +1,9 @@
 // Qcow2Cache: slices of L2 tables, read when first needed, a bounded number of them.
 //
 // A slice is 4 KiB (a whole table where clusters are smaller) and immutable; readers share it by
-// pointer and hold a lock only to find it. Two readers that miss at once both read it, and one of
-// the copies stays. Eviction goes round the ways of a set and spares what was used since (CLOCK).
+// pointer and hold a lock only to find it. Two readers that miss at once both read it and both keep
+// it; the second copy is found no more and goes as any other. Eviction goes round the ways of a set
+// and spares what was used since (CLOCK).
 //
 // Thread: all calls from any thread.
 

@@ -39,8 +39,8 @@ bool is_plain(u32 character) {
   constexpr struct {
     u32 first;
     u32 last;
-  } kRefused[] = {{0, 0x1f},          {0x7f, 0x9f},       {0x61c, 0x61c},    {0x200e, 0x200f},
-                  {0x2028, 0x202e}, {0x2066, 0x2069}};
+  } kRefused[] = {{0, 0x1f},        {0x7f, 0x9f},     {0x61c, 0x61c},
+                  {0x200e, 0x200f}, {0x2028, 0x202e}, {0x2066, 0x2069}};
   return std::ranges::none_of(kRefused, [=](const auto& range) {
     return character >= range.first && character <= range.last;
   });

@@ -168,15 +168,16 @@ Result<void> check_areas(const WireHeader& wire, u64 l1_used_bytes, u64 file_byt
 }
 
 // Nothing here reads refcounts. But who wrote a refcount block over another table wrote none of the
-// two, and an image that says so is not worth trusting. What the file ends before is zero: no block.
+// two, and an image that says so is not worth trusting. What the file ends before is zero: no
+// block.
 Result<void> check_refcount_table(const base::Fd& fd, const WireHeader& wire, u64 file_bytes) {
   const u64 cluster = u64{1} << wire.cluster_bits;
   const u64 bytes = std::min(refcount_table_bytes(wire), file_bytes - wire.refcount_table_offset);
   std::vector<be64> table(bytes / sizeof(be64));
-  TRY_CONTEXT(base::read_exactly(
-                  fd, {reinterpret_cast<u8*>(table.data()), table.size() * sizeof(be64)},
-                  wire.refcount_table_offset),
-              "refcount table");
+  TRY_CONTEXT(
+      base::read_exactly(fd, {reinterpret_cast<u8*>(table.data()), table.size() * sizeof(be64)},
+                         wire.refcount_table_offset),
+      "refcount table");
   for (const u64 entry : table) {
     if (entry == 0) continue;
     if ((entry & kRefcountTableReserved) != 0) {

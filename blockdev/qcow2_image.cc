@@ -1,7 +1,6 @@
 #include "blockdev/qcow2_image.h"
 
 #include <algorithm>
-#include <atomic>
 
 #include "blockdev/qcow2_decompress.h"
 #include "vmm/base/check.h"
@@ -13,8 +12,6 @@ namespace {
 
 using qcow2::ClusterEntry;
 using qcow2::Slice;
-
-std::atomic<u64> g_next_id{1};
 
 // All L2 tables of a disk with 64 KiB clusters take 1 MiB for each 8 GiB (128 KiB and extended L2:
 // the same). Smaller clusters have larger tables, of which twice as much is kept.
@@ -42,7 +39,6 @@ Qcow2Image::Qcow2Image(base::Fd fd, u64 file_bytes, qcow2::Header header, std::v
       header_(std::move(header)),
       geometry_(header_.cluster_bits, header_.has_extended_l2),
       l1_(std::move(l1)),
-      id_(g_next_id.fetch_add(1)),
       cache_(fd_, std::min<u64>(header_.cluster_bytes(), 4096), cache_limit(header_.size_bytes)) {}
 
 Result<Extent> Qcow2Image::map(u64 offset, u64 length) const {
@@ -107,13 +103,13 @@ Result<void> Qcow2Image::read_computed(u64 offset, u64 length, IovecCursor& to,
   const u64 cluster = geometry_.cluster_bytes();
   const u64 cluster_offset = base::align_down(offset, cluster);
   CHECK(base::contains(cluster, offset - cluster_offset, length));
-  if (scratch.owner_id != id_ || scratch.cluster_offset != cluster_offset) {
+  if (scratch.owner != identity_ || scratch.cluster_offset != cluster_offset) {
     const std::shared_ptr<const Slice> slice = TRY(slice_of(offset));
     CHECK(slice != nullptr);
-    scratch.owner_id = 0;
+    scratch.owner = nullptr;
     const ClusterEntry entry = TRY(entry_in(*slice, offset));
     TRY(decompress(entry, scratch));
-    scratch.owner_id = id_;
+    scratch.owner = identity_;
     scratch.cluster_offset = cluster_offset;
   }
   to.copy_in(scratch.plain.data() + (offset - cluster_offset), length);
@@ -130,7 +126,10 @@ Result<void> Qcow2Image::decompress(const ClusterEntry& entry, ReadScratch& scra
   scratch.packed.resize(std::min(range.bytes, file_bytes_ - range.offset));
   scratch.plain.resize(geometry_.cluster_bytes());
   TRY(base::read_exactly(fd_, scratch.packed, range.offset));
-  return qcow2::decompress_cluster(header_.compression, scratch.packed, scratch.plain);
+  if (scratch.decompressor == nullptr) {
+    scratch.decompressor = std::make_shared<qcow2::Decompressor>();
+  }
+  return scratch.decompressor->run(header_.compression, scratch.packed, scratch.plain);
 }
 
 void Qcow2Image::warn_of_truncation(u64 file_offset) const {

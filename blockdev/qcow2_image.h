@@ -48,7 +48,8 @@ class Qcow2Image final : public Layer {
   const qcow2::Header header_;
   const qcow2::Geometry geometry_;
   const std::vector<be64> l1_;
-  const u64 id_;  // for ReadScratch
+  // For ReadScratch, which keeps it alive: no other image has it while a scratch does.
+  const std::shared_ptr<const void> identity_ = std::make_shared<char>();
   mutable qcow2::Cache cache_;
   mutable std::atomic<bool> was_truncation_said_{false};
 };

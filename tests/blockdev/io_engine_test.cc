@@ -21,8 +21,8 @@ TEST(ImageFile, IsReadBlocking) {
   EXPECT_EQ(::fcntl(found.fd.get(), F_GETFL) & O_NONBLOCK, 0);
 }
 
-// Kernels of today answer EAGAIN to nothing that is opened as above, so only the decision is tested:
-// what is left is finished with a plain call, and the ring is not asked for ever.
+// Kernels of today answer EAGAIN to nothing that is opened as above, so only the decision is
+// tested: what is left is finished with a plain call, and the ring is not asked for ever.
 TEST(IoTransfer, AnswerThatItWouldBlockIsTheLast) {
   const TempDir dir;
   const std::vector<u8> content = pattern(4096, 2);

@@ -89,8 +89,9 @@ INSTANTIATE_TEST_SUITE_P(
         Poke{"refcount_block_reserved", 0x10000, 8, 0x20001, "reserved bits"},
         Poke{"refcount_block_unaligned", 0x10000, 8, 0x20200, "refcount block at 0x20200"},
         Poke{"refcount_block_is_table", 0x10000, 8, 0x10000, "refcount table and refcount block"},
-        Poke{"refcount_block_is_l1", 0x10008, 8, 0x30000, "L1 table and refcount block"}, Poke{"encrypted_aes", 32, 4, 1, "encrypted"},
-        Poke{"encrypted_luks", 32, 4, 2, "encrypted"}, Poke{"encrypted_99", 32, 4, 99, "encrypted"},
+        Poke{"refcount_block_is_l1", 0x10008, 8, 0x30000, "L1 table and refcount block"},
+        Poke{"encrypted_aes", 32, 4, 1, "encrypted"}, Poke{"encrypted_luks", 32, 4, 2, "encrypted"},
+        Poke{"encrypted_99", 32, 4, 99, "encrypted"},
         Poke{"l1_size_max", 36, 4, 0xffffffff, "L1 table of"},
         Poke{"l1_size_huge", 36, 4, 0x7fffffff, "L1 table of"},
         Poke{"l1_size_0", 36, 4, 0, "L1 table has 0 entries"},
@@ -143,10 +144,13 @@ TEST(Qcow2Reject, BackingNamesThatAreNoNames) {
     poke_file(path, 0x400, {reinterpret_cast<const u8*>(name.data()), name.size()});
     set_name(0x400, static_cast<u32>(name.size()));
   };
-  for (const char* name : {"a\xff" "bcd", "\xc3", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80",
-                           "a\x1b[2J", "a\x7f", "a\xc2\x80", "a\xc2\x9f", "a\xd8\x9c",
-                           "a\xe2\x80\xae" "txt.exe", "a\xe2\x80\x8f", "a\xe2\x80\xa8",
-                           "a\xe2\x81\xa6"}) {
+  for (const char* name : {"a\xff"
+                           "bcd",
+                           "\xc3", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80", "a\x1b[2J",
+                           "a\x7f", "a\xc2\x80", "a\xc2\x9f", "a\xd8\x9c",
+                           "a\xe2\x80\xae"
+                           "txt.exe",
+                           "a\xe2\x80\x8f", "a\xe2\x80\xa8", "a\xe2\x81\xa6"}) {
     poke_name(name);
     expect_refused(path, "not plain text");
   }

@@ -4,7 +4,7 @@
 // guest memory is recorded here; a revert takes the union of both. Asynchronous writes are marked
 // when they are submitted: marking early is safe, because a revert drains them before it collects.
 //
-// Thread: mark() from any thread. collect() while nobody marks (machine quiet).
+// Thread: mark() from any thread, also during collect(); collect() from one thread at a time.
 
 #pragma once
 
