@@ -19,6 +19,7 @@
 #include "devices/bus.h"
 #include "devices/device.h"
 #include "devices/virtio/handler.h"
+#include "devices/virtio/mmio_state.h"
 #include "devices/virtio/queue_runner.h"
 #include "devices/virtio/status.h"
 #include "vmm/base/mutex.h"
@@ -26,34 +27,6 @@
 namespace devices::virtio {
 
 inline constexpr u32 kMaxQueueCount = 16;
-
-// virtio 1.2, 6 "Reserved Feature Bits"
-inline constexpr u64 kFeatureIndirect = u64{1} << 28;    // VIRTIO_F_INDIRECT_DESC
-inline constexpr u64 kFeatureEventIndex = u64{1} << 29;  // VIRTIO_F_EVENT_IDX
-inline constexpr u64 kFeatureVersion1 = u64{1} << 32;    // VIRTIO_F_VERSION_1
-
-struct MmioState {
-  u32 device_id = 0;  // constant; a snapshot of another kind of device is refused
-  u32 status = 0;     // StatusBit
-  u32 device_features_select = 0;
-  u32 driver_features_select = 0;
-  u64 driver_features = 0;
-  u32 queue_select = 0;
-  u32 interrupt_status = 0;  // InterruptBit
-  std::vector<QueueState> queues;
-
-  static constexpr auto fields() {
-    using S = MmioState;
-    return std::tuple(base::field<1>("device_id", &S::device_id),
-                      base::field<2>("status", &S::status),
-                      base::field<3>("device_features_select", &S::device_features_select),
-                      base::field<4>("driver_features_select", &S::driver_features_select),
-                      base::field<5>("driver_features", &S::driver_features),
-                      base::field<6>("queue_select", &S::queue_select),
-                      base::field<7>("interrupt_status", &S::interrupt_status),
-                      base::field<8>("queues", &S::queues));
-  }
-};
 
 class MmioDevice final : public Device, public BusHandler, public base::StatefulOf<MmioState> {
  public:
