@@ -11,6 +11,8 @@ set -eu
 cd "$project_dir"
 program=$project_dir/build/release/quicksave
 logs=$project_dir/build/demo
+# Nothing of the user's is touched, nor needed.
+export QUICKSAVE_HOME=$logs/home
 started=$(date +%s)
 mkdir -p "$logs"
 
@@ -56,7 +58,7 @@ if "$program" doctor | grep -qE '^ok +KVM +(AMD-V|Intel VT-x)'; then
   sh "$guests_dir/debian.sh"
   rm -rf "$logs/work" "$logs/home"
   status=0
-  env PATH="$(dirname -- "$program"):$PATH" QUICKSAVE_HOME="$logs/home" NESTED_GUESTS="$guest_cache/debian" NESTED_WORK="$logs/work" \
+  env PATH="$(dirname -- "$program"):$PATH" NESTED_GUESTS="$guest_cache/debian" NESTED_WORK="$logs/work" \
     NESTED_RESULTS="$logs/work" NESTED_PATIENCE=1 PYTHONDONTWRITEBYTECODE=1 python3 tests/nested/demo.py || status=$?
   rm -rf "$logs/work" "$logs/home"
 else
