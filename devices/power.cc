@@ -85,12 +85,8 @@ u32 Power::take_events() {
   return events;
 }
 
-void Power::write_generation(const Generation& generation) {
-  CHECK(memory_.write(generation_id_, generation));
-}
-
 void Power::timeline_changed(TimelineChange, const Generation& generation) {
-  write_generation(generation);
+  CHECK(memory_.write(generation_id_, generation));
   raise(kGenerationChanged);
 }
 

@@ -5,13 +5,12 @@
 //   reset_register()       1 byte   ACPI 6.5, 4.8.3.6 "Reset Register": kResetValue reboots
 //   sleep_registers()      2 bytes  ACPI 6.5, 4.8.3.7 "Sleep Control and Status Registers"
 //                                   (hardware-reduced): 0 control, 1 status
-//   keyboard_controller()  1 byte   port 0x64 of an i8042: kPulseResetLine reboots. Linux falls
-//   back
-//                                   to it when ACPI reset is not tried first.
+//   keyboard_controller()  1 byte   port 0x64 of an i8042: kPulseResetLine reboots. Linux uses it
+//                                   when it does not try the reset register first.
 //   event_register()       4 bytes  what the Generic Event Device's method reads: a word of
-//   EventBit
-//                                   that reading as a whole resets; the line is high while it is
-//                                   not 0
+//                                   EventBit, which is 0 once it was read as a whole
+// Each event, and restore() with events that were not read, pulses the line: the device's interrupt
+// is an edge.
 //
 // The VM generation identifier is 16 bytes of guest RAM at an address the firmware tables name; it
 // changes with every timeline change, and the guest is told by an event.
@@ -59,8 +58,6 @@ class Power final : public Device, public base::StatefulOf<PowerState> {
   BusHandler& event_register() { return event_register_; }
 
   void press_power_button();
-  // Writes the identifier without an event: before the first instruction of a new machine.
-  void write_generation(const Generation& generation);
 
   base::Stateful& stateful() override { return *this; }
   void reset() override;

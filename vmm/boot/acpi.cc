@@ -175,14 +175,10 @@ Result<void> build_tables(memory::GuestMemory& memory, u32 vcpu_count, u16 virti
   const MachineFacts facts{.virtio_slots_present = virtio_slots_present};
   CHECK(memory.write(Gpa{kMachineFactsAddress}, facts));
 
-  std::array<u8, kGenerationIdBytes> id{};
+  std::array<u8, 16> id{};
   TRY(fill_random(id));
-  write_generation_id(memory, id);
-  return {};
-}
-
-void write_generation_id(memory::GuestMemory& memory, std::span<const u8, kGenerationIdBytes> id) {
   CHECK(memory.write(Gpa{kGenerationIdAddress}, id));
+  return {};
 }
 
 std::span<const u8> compiled_dsdt() {

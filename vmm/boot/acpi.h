@@ -20,15 +20,11 @@ struct MachineFacts {
 };
 static_assert(base::WireType<MachineFacts> && sizeof(MachineFacts) == 4);
 
-// Writes all tables, the machine facts and a random generation ID to their places in layout.h. The
-// RSDP is at kAcpiTablesStart. Fails if `vcpu_count` is 0 or above kMaximumVcpuCount, or when the
-// host has no random numbers.
+// Writes all tables, the machine facts and a random generation ID (Microsoft, "Virtual Machine
+// Generation ID"; devices::Power changes it) to their places in layout.h. The RSDP is at
+// kAcpiTablesStart. Fails if `vcpu_count` is 0 or above kMaximumVcpuCount, or when the host has no
+// random numbers.
 Result<void> build_tables(memory::GuestMemory& memory, u32 vcpu_count, u16 virtio_slots_present);
-
-// A new identity for a machine that is no longer the one that was saved; the caller then raises
-// kEventGenerationId. Microsoft, "Virtual Machine Generation ID".
-inline constexpr u64 kGenerationIdBytes = 16;
-void write_generation_id(memory::GuestMemory& memory, std::span<const u8, kGenerationIdBytes> id);
 
 // The compiled dsdt.asl, its header fields as iasl left them.
 std::span<const u8> compiled_dsdt();

@@ -93,9 +93,6 @@ inline constexpr u8 kResetValue = 1;
 // 4:2, SLP_EN bit 5. Type 5 is the S5 of the DSDT: power off. Status reads 0; writes are ignored.
 inline constexpr u16 kSleepControlPort = 0x601;
 inline constexpr u16 kSleepStatusPort = 0x602;
-inline constexpr u8 kSleepEnable = 1 << 5;
-inline constexpr u8 kSleepTypeShift = 2;
-inline constexpr u8 kSleepTypeMask = 7;
 inline constexpr u8 kSleepTypeSoftOff = 5;
 // Our own, read by the DSDT's event method: four bytes, read at once. Answers the pending EventBit
 // set and clears it. The event interrupt is pulsed after a bit was set.
