@@ -1,9 +1,11 @@
 #include "snapshot/pages.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "vmm/base/check.h"
+#include "vmm/memory/page_table.h"
 
 namespace snapshot {
 namespace {
@@ -14,24 +16,57 @@ bool pages_equal(const u8* ram, const u8* image) {
   return ram[0] == 0 && std::memcmp(ram, ram + 1, base::kPageBytes - 1) == 0;
 }
 
+// Calls visit(page number, page count, their bytes in the image or null for zeros).
+template <class Visit>
+void for_each_piece(const MemoryImage& image, const memory::PageSet& pages, Visit visit) {
+  pages.for_each_run([&](u64 first, u64 count) {
+    while (count != 0) {
+      const MemoryImage::Piece piece = image.piece(first, count);
+      visit(first, piece.page_count, piece.data);
+      first += piece.page_count;
+      count -= piece.page_count;
+    }
+  });
+}
+
+void copy_pages(u8* to, const u8* from, u64 page_count) {
+  const u64 bytes = page_count * base::kPageBytes;
+  if (from == nullptr) {
+    std::memset(to, 0, bytes);
+  } else {
+    std::memcpy(to, from, bytes);
+  }
+}
+
+alignas(base::kPageBytes) constexpr std::array<u8, base::kPageBytes> kZeroPage{};
+
 }  // namespace
 
 void restore_pages(memory::GuestMemory& memory, const MemoryImage& image,
                    const memory::PageSet& pages) {
   CHECK(image.page_count() == memory.page_count() && pages.page_count() == memory.page_count());
   u8* const ram = memory.quiet_ram().data();
-  pages.for_each_run([&](u64 first, u64 count) {
-    while (count != 0) {
-      const MemoryImage::Piece piece = image.piece(first, count);
-      u8* const to = ram + first * base::kPageBytes;
-      const u64 bytes = piece.page_count * base::kPageBytes;
-      if (piece.data == nullptr) {
-        std::memset(to, 0, bytes);
-      } else {
-        std::memcpy(to, piece.data, bytes);
+  for_each_piece(image, pages, [&](u64 first, u64 count, const u8* data) {
+    copy_pages(ram + first * base::kPageBytes, data, count);
+  });
+}
+
+void restore_pages_watching_tables(memory::GuestMemory& memory, const MemoryImage& image,
+                                   const memory::PageSet& pages, const memory::PageSet& unwatched,
+                                   std::size_t limit, std::vector<u64>& rewritten) {
+  CHECK(image.page_count() == memory.page_count() && pages.page_count() == memory.page_count());
+  u8* const ram = memory.quiet_ram().data();
+  // Page by page: what was compared is in the cache when it is copied.
+  for_each_piece(image, pages, [&](u64 first, u64 count, const u8* data) {
+    for (u64 i = 0; i < count; ++i) {
+      u8* const to = ram + (first + i) * base::kPageBytes;
+      const u8* const from = data == nullptr ? nullptr : data + i * base::kPageBytes;
+      if (rewritten.size() <= limit &&
+          (unwatched.contains(first + i) ||
+           memory::changes_used_entries(to, from == nullptr ? kZeroPage.data() : from))) {
+        rewritten.push_back(first + i);
       }
-      first += piece.page_count;
-      count -= piece.page_count;
+      copy_pages(to, from, 1);
     }
   });
 }

@@ -79,6 +79,12 @@ std::optional<u64> GuestMemory::ram_offset(Gpa gpa, u64 length) const {
   return std::nullopt;
 }
 
+Gpa GuestMemory::gpa_of_page(u64 page) const {
+  const u64 offset = page * base::kPageBytes;
+  const RamRegion& region = offset < kLowRamLimit ? regions_.front() : regions_.back();
+  return Gpa{region.gpa.value + (offset - region.ram_offset)};
+}
+
 std::optional<GuestBytes> GuestMemory::readable(Gpa gpa, u64 length) const {
   const std::optional<u64> offset = ram_offset(gpa, length);
   if (!offset) return std::nullopt;

@@ -77,6 +77,9 @@ class GuestMemory final {
   // Where [gpa, gpa + length) lies in RAM; nothing if any byte of it is not RAM.
   std::optional<u64> ram_offset(Gpa gpa, u64 length) const;
 
+  // Where a page of RAM lies for the guest. REQUIRES: page < page_count().
+  Gpa gpa_of_page(u64 page) const;
+
   std::optional<GuestBytes> readable(Gpa gpa, u64 length) const;
   // Marks the range dirty. Call at submission when the write itself comes later.
   std::optional<GuestBytes> writable(Gpa gpa, u64 length);
