@@ -5,13 +5,13 @@ namespace kvm {
 namespace {
 
 // SDM volume 3, "Segment Descriptors" and "Code- and Data-Segment Descriptor Types".
-kvm_segment flat_segment(u16 selector, u8 type) {
+kvm_segment flat_segment(Ring ring, u16 selector, u8 type) {
   kvm_segment segment{};
   segment.limit = 0xffff'ffff;
-  segment.selector = selector;
+  segment.selector = static_cast<u16>(selector | static_cast<u16>(ring));
   segment.type = type;
   segment.present = 1;
-  segment.dpl = 3;
+  segment.dpl = static_cast<u8>(ring);
   segment.s = 1;
   segment.g = 1;
   return segment;
@@ -24,12 +24,12 @@ constexpr u64 kEferLmeLmaNx = 0xd00;
 
 }  // namespace
 
-kvm_sregs flat_user_mode(const kvm_sregs& initial, u64 page_table_root) {
+kvm_sregs flat_mode(const kvm_sregs& initial, Ring ring, u64 page_table_root) {
   kvm_sregs registers = initial;
-  registers.cs = flat_segment(0x33, 11);  // code, readable, accessed
+  registers.cs = flat_segment(ring, 0x30, 11);  // code, readable, accessed
   registers.cs.l = 1;
-  const kvm_segment data = []() {
-    kvm_segment segment = flat_segment(0x2b, 3);  // data, writable, accessed
+  const kvm_segment data = [ring]() {
+    kvm_segment segment = flat_segment(ring, 0x28, 3);  // data, writable, accessed
     segment.db = 1;
     return segment;
   }();

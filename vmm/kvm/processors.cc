@@ -170,11 +170,15 @@ Result<void> Processors::restore(const ProcessorsState& state) {
   vm_.lower_all_irqs();
   TRY(set_kvmclock(vm_.fd(), state, clock_policy_));
   for (const std::unique_ptr<VcpuStateTransfer>& transfer : transfers_) {
-    TRY_CONTEXT(transfer->restore_before_irqchip(state.vcpus[transfer->vcpu().index()]),
+    TRY_CONTEXT(transfer->restore_before_irqchip(state.vcpus[transfer->vcpu().index()], root_policy_),
                 "vCPU state");
   }
   TRY(restore_controllers(state));
   return restore_timers(state);
+}
+
+Result<void> Processors::restore_run_state(const ProcessorsState& state, u32 vcpu_index) {
+  return transfers_[vcpu_index]->restore_run_state(state.vcpus[vcpu_index]);
 }
 
 // The slave PIC before the master: after loading either, KVM passes the slave's output on to the

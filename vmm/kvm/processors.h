@@ -76,6 +76,7 @@ class Processors final : public base::StatefulOf<ProcessorsState> {
   void forgive_pause();
 
   void set_clock_policy(ClockPolicy policy) { clock_policy_ = policy; }
+  void set_root_policy(RootPolicy policy) { root_policy_ = policy; }
 
   std::string state_name() const override { return "processors"; }
   // Fails only if KVM refuses what it granted before: then the process cannot go on.
@@ -84,6 +85,8 @@ class Processors final : public base::StatefulOf<ProcessorsState> {
   Result<ProcessorsState> try_save() const;
   Result<void> validate(const ProcessorsState& state) const override;
   Result<void> restore(const ProcessorsState& state) override;
+  // Once more what PageZapper leaves undefined, after restore().
+  Result<void> restore_run_state(const ProcessorsState& state, u32 vcpu_index);
 
  private:
   Processors(const Kvm& kvm, Vm& vm) : kvm_(kvm), vm_(vm) {}
@@ -102,6 +105,7 @@ class Processors final : public base::StatefulOf<ProcessorsState> {
   std::vector<std::unique_ptr<Vcpu>> vcpus_;
   std::vector<std::unique_ptr<VcpuStateTransfer>> transfers_;
   ClockPolicy clock_policy_ = ClockPolicy::realtime;
+  RootPolicy root_policy_ = RootPolicy::keep;
   bool tsc_can_be_set_ = false;
   u64 tsc_khz_ = 0;
   u64 xcr0_ = 0;  // the state components that this host supports

@@ -63,7 +63,7 @@ Result<StaleTranslations> experiment(const Kvm& kvm) {
   std::unique_ptr<Vm> vm = TRY(Vm::create(kvm, *memory, DirtyLogging::off));
   std::unique_ptr<Vcpu> vcpu = TRY(Vcpu::create(kvm, *vm, 0));
   TRY(vcpu->set_cpuid(guest_cpuid(kvm.supported_cpuid(), CpuModel{})));
-  kvm_sregs special = flat_user_mode(TRY(vcpu->special_registers()), kRoot);
+  kvm_sregs special = flat_mode(TRY(vcpu->special_registers()), Ring::user, kRoot);
   TRY(vcpu->set_special_registers(special));
   kvm_regs registers{};
   registers.rip = kCode;

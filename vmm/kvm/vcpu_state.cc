@@ -160,7 +160,8 @@ Result<void> VcpuStateTransfer::save_special_registers(VcpuState& state) {
 // can hit the restored registers. A vCPU that shall wait for SIPI is put there before the rest.
 // XCRS, then the XFD MSR, then XSAVE: KVM drops the components that the current XFD disarms. LAPIC
 // after the special registers, which have its base and mode.
-Result<void> VcpuStateTransfer::restore_before_irqchip(const VcpuState& state) {
+Result<void> VcpuStateTransfer::restore_before_irqchip(const VcpuState& state,
+                                                       RootPolicy roots) {
   const base::Fd& fd = vcpu_.fd();
   kvm_mp_state mp_state{};
   TRY(KVM_CALL(fd, KVM_GET_MP_STATE, &mp_state));
@@ -169,7 +170,8 @@ Result<void> VcpuStateTransfer::restore_before_irqchip(const VcpuState& state) {
     mp_state.mp_state = state.mp_state;
     TRY(KVM_CALL(fd, KVM_SET_MP_STATE, &mp_state));
   }
-  TRY(restore_special_registers(state));
+  if (roots == RootPolicy::reload) TRY(drop_roots(state));
+  TRY(restore_special_registers(state.special_registers));
   TRY(KVM_CALL(fd, KVM_SET_XCRS, state.extended_control_registers.data()));
   TRY(restore_xfd(state));
   TRY(restore_xsave(state));
@@ -177,13 +179,28 @@ Result<void> VcpuStateTransfer::restore_before_irqchip(const VcpuState& state) {
   return {};
 }
 
-Result<void> VcpuStateTransfer::restore_special_registers(const VcpuState& state) {
+// KVM drops a vCPU's roots when a control register changes, and looks at every page table that the
+// guest has changed without a flush when it loads roots again. CR0.AM, because it has no say in how
+// addresses are translated and any value is legal in any mode.
+Result<void> VcpuStateTransfer::drop_roots(const VcpuState& state) {
+  constexpr u64 kCr0Am = u64{1} << 18;
+  static_assert(offsetof(kvm_sregs, cr0) == offsetof(kvm_sregs2, cr0));
+  StructBytes<kvm_sregs2> other = state.special_registers;
+  u64 cr0 = 0;
+  std::memcpy(&cr0, other.data() + offsetof(kvm_sregs2, cr0), sizeof cr0);
+  cr0 ^= kCr0Am;
+  std::memcpy(other.data() + offsetof(kvm_sregs2, cr0), &cr0, sizeof cr0);
+  return restore_special_registers(other);
+}
+
+Result<void> VcpuStateTransfer::restore_special_registers(
+    const StructBytes<kvm_sregs2>& special_registers) {
   if (kvm_.capabilities().sregs2) {
-    TRY(KVM_CALL(vcpu_.fd(), KVM_SET_SREGS2, state.special_registers.data()));
+    TRY(KVM_CALL(vcpu_.fd(), KVM_SET_SREGS2, special_registers.data()));
     return {};
   }
   kvm_sregs registers{};
-  std::memcpy(&registers, state.special_registers.data(), offsetof(kvm_sregs, interrupt_bitmap));
+  std::memcpy(&registers, special_registers.data(), offsetof(kvm_sregs, interrupt_bitmap));
   TRY(KVM_CALL(vcpu_.fd(), KVM_SET_SREGS, &registers));
   return {};
 }
@@ -219,13 +236,23 @@ Result<void> VcpuStateTransfer::restore_xsave(const VcpuState& state) {
   return {};
 }
 
-// MSRs after the LAPIC: KVM ignores a deadline while the LVT timer is in another mode. REGS before
-// EVENTS: setting them clears a pending exception. MP_STATE last: nothing may wake or halt the vCPU
-// after it.
+// MSRs after the LAPIC: KVM ignores a deadline while the LVT timer is in another mode.
 Result<void> VcpuStateTransfer::restore_after_irqchip(const VcpuState& state, u64 tsc_deadline) {
   const base::Fd& fd = vcpu_.fd();
   TRY(restore_msrs(state, tsc_deadline));
   TRY(KVM_CALL(fd, KVM_SET_DEBUGREGS, state.debug_registers.data()));
+  return restore_registers(state);
+}
+
+Result<void> VcpuStateTransfer::restore_run_state(const VcpuState& state) {
+  TRY(restore_special_registers(state.special_registers));
+  return restore_registers(state);
+}
+
+// REGS before EVENTS: setting them clears a pending exception. MP_STATE last: nothing may wake or halt
+// the vCPU after it.
+Result<void> VcpuStateTransfer::restore_registers(const VcpuState& state) {
+  const base::Fd& fd = vcpu_.fd();
   TRY(KVM_CALL(fd, KVM_SET_REGS, state.registers.data()));
   TRY(KVM_CALL(fd, KVM_SET_VCPU_EVENTS, state.events.data()));
   kvm_mp_state mp_state{};

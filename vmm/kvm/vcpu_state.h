@@ -76,6 +76,12 @@ struct VcpuState {
 // the state carry or what must not be written back.
 std::vector<u32> snapshot_msrs(std::span<const u32> listed);
 
+// What becomes of the page-table roots that KVM keeps for a vCPU when its state is restored.
+enum class RootPolicy : u8 {
+  keep,
+  reload,  // KVM looks again at each page table that the guest changed without a TLB flush
+};
+
 class VcpuStateTransfer final {
  public:
   // `kvm` and `vcpu` outlive this object; `msrs` is from snapshot_msrs().
@@ -88,8 +94,10 @@ class VcpuStateTransfer final {
   Result<void> validate(const VcpuState& state, u64 xcr0) const;
 
   // REQUIRES for both: `state` passed validate().
-  Result<void> restore_before_irqchip(const VcpuState& state);
+  Result<void> restore_before_irqchip(const VcpuState& state, RootPolicy roots);
   Result<void> restore_after_irqchip(const VcpuState& state, u64 tsc_deadline);
+  // The part that says where the vCPU goes on: registers, events, run state.
+  Result<void> restore_run_state(const VcpuState& state);
 
   // Guest TSC minus host TSC. Absent where this KVM has no such attribute.
   std::optional<u64> tsc_offset() const;
@@ -104,9 +112,11 @@ class VcpuStateTransfer final {
   Result<void> find_working_msrs();
   Result<void> save_msrs(VcpuState& state);
   Result<void> save_special_registers(VcpuState& state);
-  Result<void> restore_special_registers(const VcpuState& state);
+  Result<void> drop_roots(const VcpuState& state);
+  Result<void> restore_special_registers(const StructBytes<kvm_sregs2>& special_registers);
   Result<void> restore_xfd(const VcpuState& state);
   Result<void> restore_xsave(const VcpuState& state);
+  Result<void> restore_registers(const VcpuState& state);
   Result<void> restore_msrs(const VcpuState& state, u64 tsc_deadline);
 
   const Kvm& kvm_;

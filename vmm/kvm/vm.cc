@@ -76,20 +76,20 @@ Result<void> Vm::set_slot(const Slot& slot) {
 
 Result<void> Vm::add_slots() {
   for (const Slot& slot : slots_) TRY(set_slot(slot));
-  movable_page_ = TRY(base::Mapping::anonymous(base::kPageBytes));
-  return place_movable_page(kMovablePage);
+  own_pages_ = TRY(base::Mapping::anonymous(kOwnPagesBytes));
+  return place_own_pages(kOwnPages);
 }
 
 // Read-only, so that the guest cannot keep in it what a revert would not take away.
-Result<void> Vm::place_movable_page(Gpa gpa) {
+Result<void> Vm::place_own_pages(Gpa gpa) {
   kvm_userspace_memory_region region{};
   region.slot = static_cast<u32>(slots_.size());
   region.flags = KVM_MEM_READONLY;
   region.guest_phys_addr = gpa.value;
-  region.memory_size = base::kPageBytes;
-  region.userspace_addr = reinterpret_cast<u64>(movable_page_.data());
-  TRY_CONTEXT(KVM_CALL(fd_, KVM_SET_USER_MEMORY_REGION, &region), "movable page");
-  movable_gpa_ = gpa;
+  region.memory_size = kOwnPagesBytes;
+  region.userspace_addr = reinterpret_cast<u64>(own_pages_.data());
+  TRY_CONTEXT(KVM_CALL(fd_, KVM_SET_USER_MEMORY_REGION, &region), "own pages");
+  own_gpa_ = gpa;
   return {};
 }
 
@@ -200,8 +200,8 @@ Result<void> Vm::clear_dirty(const Slot& slot, std::span<const u64> words, u64 f
 // shadow tables: SET_SREGS with the same or other control registers, CLEAR_DIRTY_LOG, mprotect.
 Result<void> Vm::invalidate_translations(StaleTranslations stale) {
   if (stale == StaleTranslations::tlb && tlb_flushed_) return {};
-  const bool at_home = movable_gpa_ == kMovablePage;
-  return place_movable_page(Gpa{kMovablePage.value + (at_home ? base::kPageBytes : 0)});
+  const bool at_home = own_gpa_ == kOwnPages;
+  return place_own_pages(Gpa{kOwnPages.value + (at_home ? base::kPageBytes : 0)});
 }
 
 }  // namespace kvm

@@ -1,7 +1,8 @@
 // Vm: one virtual machine's KVM object: memory slots, interrupt controllers, dirty log.
 //
-// RAM is one KVM memory slot per RamRegion. Above these sits a one-page slot that the guest has no
-// use for; moving it makes KVM throw its shadow page tables away.
+// RAM is one KVM memory slot per RamRegion. Above these sits a slot of a few pages of our own, which
+// the guest has no use for: moving it makes KVM throw its shadow page tables away, and a PageZapper
+// keeps its instructions there.
 //
 // The dirty log is KVM's bitmap with manual protection: collect_dirty() reads it and leaves it as
 // it is, rearm_dirty() clears the bits it is given and write-protects those pages again. Pages that
@@ -39,7 +40,8 @@ enum class StaleTranslations : u8 {
 };
 
 // Addresses below 4 GiB that KVM itself takes; no device and no RAM may lie there.
-inline constexpr Gpa kMovablePage{0xfffb'8000};  // or the page above it
+inline constexpr Gpa kOwnPages{0xfffb'0000};  // or one page further up
+inline constexpr u64 kOwnPagesBytes = 4 * base::kPageBytes;
 inline constexpr Gpa kIdentityMapPage{0xfffb'c000};
 inline constexpr Gpa kTssPages{0xfffb'd000};  // three pages
 
@@ -79,6 +81,10 @@ class Vm final {
   // What KVM has to forget after the host rewrote RAM. `stale` comes from find_stale_translations.
   Result<void> invalidate_translations(StaleTranslations stale);
 
+  // Pages above RAM that the guest can read and not write, and where they are now.
+  std::span<u8> own_pages() { return {own_pages_.data(), own_pages_.size_bytes()}; }
+  Gpa own_gpa() const { return own_gpa_; }
+
  private:
   struct Slot {
     u32 id;
@@ -93,7 +99,7 @@ class Vm final {
   Result<void> enable_manual_dirty_log();
   Result<void> set_slot(const Slot& slot);
   Result<void> add_slots();
-  Result<void> place_movable_page(Gpa gpa);
+  Result<void> place_own_pages(Gpa gpa);
   Result<void> create_interrupt_controllers();
   // Clears the bits of words [first, end) of a slot's part of a page set.
   Result<void> clear_dirty(const Slot& slot, std::span<const u64> words, u64 first, u64 end);
@@ -102,8 +108,8 @@ class Vm final {
   DirtyLogging dirty_logging_;
   std::vector<Slot> slots_;
   memory::PageSet logged_;  // KVM's log as collect_dirty last found it
-  base::Mapping movable_page_;
-  Gpa movable_gpa_ = kMovablePage;
+  base::Mapping own_pages_;
+  Gpa own_gpa_ = kOwnPages;
   std::atomic<u32> lines_high_{0};  // pins that set_irq left high
   // Whether rearm_dirty cleared a set bit since the last collection: KVM flushed all TLBs then.
   bool tlb_flushed_ = false;

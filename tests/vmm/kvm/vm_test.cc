@@ -190,16 +190,16 @@ TEST_F(VmTest, RewrittenPageTableIsSeenByEveryVcpu) {
   }
 }
 
-TEST_F(VmTest, MovablePageKeepsNothingThatTheGuestWrites) {
+TEST_F(VmTest, OwnPagesKeepNothingThatTheGuestWrites) {
   TinyGuest guest;
-  guest.put_u64(0x8000, kMovablePage.value | 7);  // virtual 0x40000000
+  guest.put_u64(0x8000, kOwnPages.value | 7);  // virtual 0x40000000
   // mov byte [0x40000000], 9
   guest.put(kTestCode, {0xc6, 0x04, 0x25, 0x00, 0x00, 0x00, 0x40, 0x09});
   guest.start(0, kTestCode);
   const VcpuExit exit = guest.run();
   const MmioExit* mmio = std::get_if<MmioExit>(&exit);
   ASSERT_NE(mmio, nullptr) << describe(exit);
-  EXPECT_EQ(mmio->gpa, kMovablePage);
+  EXPECT_EQ(mmio->gpa, kOwnPages);
 }
 
 TEST_F(VmTest, SelfTestIsCheap) {

@@ -54,7 +54,7 @@ u64 TinyGuest::get_u64(u64 gpa) const {
 
 void TinyGuest::start(u32 index, u64 rip) {
   Vcpu& v = vcpu(index);
-  EXPECT_OK(v.set_special_registers(flat_user_mode(value_of(v.special_registers()), kTestRoot)));
+  EXPECT_OK(v.set_special_registers(flat_mode(value_of(v.special_registers()), Ring::user, kTestRoot)));
   kvm_regs registers{};
   registers.rip = rip;
   registers.rflags = kFlatUserRflags;
