@@ -5,6 +5,7 @@
 #include "devices/virtio/block.h"
 #include "devices/virtio/rng.h"
 #include "vmm/base/check.h"
+#include "vmm/base/log.h"
 #include "vmm/boot/kernel.h"
 #include "vmm/boot/layout.h"
 #include "vmm/planted_fault.h"
@@ -74,8 +75,11 @@ Result<std::unique_ptr<Machine>> Machine::create(const control::MachineConfig& c
 Result<void> Machine::build(Parts parts) {
   observer_ = parts.observer;
   memory_ = std::move(parts.memory);
+  unwatched_ = memory::PageSet(memory_->page_count());
+  written_by_us_ = memory::PageSet(memory_->page_count());
   disks_ = std::move(parts.disks);
   vm_ = TRY(kvm::Vm::create(*parts.kvm, *memory_, parts.dirty_logging));
+  zapper_.emplace(*vm_);
   processors_ = TRY(kvm::Processors::create(*parts.kvm, *vm_, config_.cpus));
   processors_at_reset_ = TRY(processors_->try_save());
   for (u32 gsi = 0; gsi < kvm::kGsiCount; ++gsi) {
@@ -89,8 +93,12 @@ Result<void> Machine::build(Parts parts) {
   TRY(add_virtio_device(kRngSlot, "rng", 1, kicker,
                         std::make_unique<devices::virtio::Rng>(*memory_)));
   list_parts();
+  const Waiting waiting = config_.cpus < std::thread::hardware_concurrency()
+                              ? Waiting::awake_at_first
+                              : Waiting::asleep;
   for (u32 i = 0; i < processors_->vcpu_count(); ++i) {
-    vcpu_threads_.push_back(std::make_unique<VcpuThread>(processors_->vcpu(i), exit_handler()));
+    vcpu_threads_.push_back(
+        std::make_unique<VcpuThread>(processors_->vcpu(i), exit_handler(), waiting));
   }
   return {};
 }
@@ -173,6 +181,8 @@ Result<void> Machine::boot() {
 
 Result<void> Machine::reset() {
   TRY(memory_->reset());
+  // Page tables of the kernel that ran are gone, and KVM has not seen it.
+  TRY(vm_->invalidate_translations(kvm::StaleTranslations::shadow_tables));
   all_pages_dirty_ = true;
   for (devices::Device* device : devices_) device->reset();
   forget_requests();
@@ -198,8 +208,11 @@ void Machine::quiesce() {
 
 Result<void> Machine::collect_dirty(memory::PageSet& pages) {
   TRY(vm_->collect_dirty(pages));
-  memory_->dirty_log().collect(pages);
-  if (std::exchange(all_pages_dirty_, false)) pages.insert_all();
+  written_by_us_.reset();
+  memory_->dirty_log().collect(written_by_us_);
+  if (std::exchange(all_pages_dirty_, false)) written_by_us_.insert_all();
+  unwatched_.unite(written_by_us_);
+  pages.unite(written_by_us_);
   return {};
 }
 
@@ -212,6 +225,27 @@ Result<void> Machine::validate_states(
                 fmt::format("state of {}", statefuls_[i]->state_name()));
   }
   return {};
+}
+
+void Machine::begin_restoring_processors(const kvm::ProcessorsState& state) {
+  vcpu_threads_[0]->begin([this, &state] { processors_restored_ = processors_->restore(state); });
+}
+
+Result<void> Machine::finish_restoring_processors() {
+  vcpu_threads_[0]->wait_parked();
+  return processors_restored_;
+}
+
+Result<bool> Machine::zap_pages(std::span<const u64> gpas, const kvm::ProcessorsState& state) {
+  Result<void> zapped, restored;
+  vcpu_threads_[0]->begin([&] {
+    zapped = zapper_->zap(processors_->vcpu(0), gpas);
+    restored = processors_->restore_run_state(state, 0);
+  });
+  vcpu_threads_[0]->wait_parked();
+  TRY(restored);
+  if (!zapped) base::log(base::LogLevel::warning, "{}", zapped.error().message());
+  return zapped.has_value();
 }
 
 void Machine::forget_requests() {

@@ -15,6 +15,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,7 @@
 #include "devices/serial.h"
 #include "devices/virtio/mmio.h"
 #include "vmm/control/machine_config.h"
+#include "vmm/kvm/page_zapper.h"
 #include "vmm/kvm/processors.h"
 #include "vmm/queue_thread.h"
 #include "vmm/vcpu_thread.h"
@@ -98,6 +100,19 @@ class Machine final : private devices::MachineEvents, private VcpuExitHandler {
 
   // All pages written since the last call, by the guest and by us. REQUIRES: quiet, logging on.
   Result<void> collect_dirty(memory::PageSet& pages);
+  // Of the pages that collect_dirty() has found since forget_unwatched(): those that were written by
+  // us, unseen by KVM, which watches the guest's page tables where it shadows them.
+  const memory::PageSet& unwatched_pages() const { return unwatched_; }
+  // REQUIRES: KVM has dropped all translations.
+  void forget_unwatched() { unwatched_.reset(); }
+  // Restores the processors on the first vCPU's thread: KVM is fastest there, and the caller has
+  // time for something else. REQUIRES: quiet; `state` outlives finish_restoring_processors(), which
+  // comes before any other call.
+  void begin_restoring_processors(const kvm::ProcessorsState& state);
+  Result<void> finish_restoring_processors();
+  // Makes KVM forget its shadow of these pages (kvm::PageZapper); false if that did not work.
+  // REQUIRES: quiet; the processors are in `state`.
+  Result<bool> zap_pages(std::span<const u64> gpas, const kvm::ProcessorsState& state);
   // Refuses what restoring them would refuse. In the order of statefuls().
   Result<void> validate_states(std::span<const std::unique_ptr<base::SavedState>> states) const;
   // Forgets what the abandoned timeline asked for: work of the queues, an end of the guest.
@@ -135,6 +150,8 @@ class Machine final : private devices::MachineEvents, private VcpuExitHandler {
   std::unique_ptr<kvm::Vm> vm_;
   std::unique_ptr<kvm::Processors> processors_;
   kvm::ProcessorsState processors_at_reset_;
+  std::optional<kvm::PageZapper> zapper_;
+  Result<void> processors_restored_;
   std::vector<std::unique_ptr<GsiLine>> lines_;
   std::vector<std::unique_ptr<blockdev::Disk>> disks_;
   std::vector<std::unique_ptr<QueueKicks>> kicks_;
@@ -150,6 +167,8 @@ class Machine final : private devices::MachineEvents, private VcpuExitHandler {
   std::atomic<bool> guest_has_ended_ = false;
   // RAM was replaced as a whole since the last collect_dirty().
   bool all_pages_dirty_ = false;
+  memory::PageSet unwatched_{0};
+  memory::PageSet written_by_us_{0};  // collect_dirty's alone: it allocates nothing
   std::vector<std::unique_ptr<QueueThread>> queue_threads_;
   std::vector<std::unique_ptr<VcpuThread>> vcpu_threads_;
 };

@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "snapshot/memory_file.h"
-#include "snapshot/pages.h"
 #include "snapshot/state_file.h"
 #include "vmm/base/check.h"
 #include "vmm/kvm/compare_states.h"
@@ -31,6 +30,11 @@ namespace {
 
 // Of Machine::statefuls(): the processors are restored first.
 constexpr std::size_t kProcessorsIndex = 0;
+
+// Zapping single pages costs 2 us each; from here on, dropping all of KVM's shadow tables and faulting
+// a guest's usual working set in again is cheaper.
+constexpr std::size_t kMaximumZappedPages = 128;
+static_assert(kMaximumZappedPages <= kvm::PageZapper::kMaximumPages);
 
 devices::Generation random_generation() {
   devices::Generation generation;
@@ -76,6 +80,20 @@ const snapshot::Section* find_section(std::span<const snapshot::Section> section
   return nullptr;
 }
 
+const kvm::ProcessorsState& processors_of(const snapshot::SnapshotNode& node) {
+  return kvm::Processors::state_of(*node.states[kProcessorsIndex]);
+}
+
+// For a planted fault.
+memory::PageSet all_but_last(const memory::PageSet& pages) {
+  memory::PageSet fewer = pages;
+  if (pages.empty()) return fewer;
+  u64 last = 0;
+  pages.for_each_run([&](u64 first, u64 count) { last = first + count - 1; });
+  fewer.words_to_fill()[last / 64] &= ~(u64{1} << (last % 64));
+  return fewer;
+}
+
 }  // namespace
 
 Reverter::Reverter(const kvm::Kvm& kvm, Machine& machine, snapshot::SnapshotTree& tree,
@@ -85,11 +103,16 @@ Reverter::Reverter(const kvm::Kvm& kvm, Machine& machine, snapshot::SnapshotTree
       tree_(tree),
       store_(store),
       handover_(handover),
-      scratch_(machine.memory().page_count()) {}
+      scratch_(machine.memory().page_count()) {
+  rewritten_tables_.reserve(kMaximumZappedPages + 1);
+}
 
 Result<void> Reverter::learn_host() {
   if (!stale_) {
     stale_ = TRY_CONTEXT(kvm::find_stale_translations(kvm_), "test how this host's KVM reverts");
+    machine_.processors().set_root_policy(*stale_ == kvm::StaleTranslations::shadow_tables
+                                              ? kvm::RootPolicy::reload
+                                              : kvm::RootPolicy::keep);
   }
   return {};
 }
@@ -158,8 +181,9 @@ tl::expected<control::RevertResult, RevertFailure> Reverter::revert(
   Phases phases(result);
   if (running) machine_.quiesce();
   phases.done("pause");
-  if (Result<void> memory = restore_memory(target, result, phases); !memory) {
-    return halted(memory.error());
+  machine_.processors().set_clock_policy(to_kvm(request.clock));
+  if (Result<void> done = restore_memory_and_processors(target, result, phases); !done) {
+    return halted(done.error());
   }
   // Before the layers are compared with the target's.
   handover_.carry_out(machine_);
@@ -169,10 +193,8 @@ tl::expected<control::RevertResult, RevertFailure> Reverter::revert(
     result.clusters += overlay->rebase_on(mark_of(target).disks[i].lower()).block_count;
   }
   phases.done("disks");
-  if (Result<void> states = apply_states(target, request.clock); !states) {
-    return halted(states.error());
-  }
-  phases.done("state");
+  if (Result<void> devices = restore_devices(target); !devices) return halted(devices.error());
+  phases.done("devices");
   if (request.verify == control::Verify::yes) {
     if (Result<void> verified = verify(target); !verified) return halted(verified.error());
     phases.done("verify");
@@ -182,44 +204,88 @@ tl::expected<control::RevertResult, RevertFailure> Reverter::revert(
   return result;
 }
 
-Result<void> Reverter::restore_memory(const snapshot::SnapshotNode& target,
-                                      control::RevertResult& result, Phases& phases) {
-  scratch_.reset();
-  TRY(machine_.collect_dirty(scratch_));
-  tree_.note_dirty(scratch_);
-  const memory::PageSet& pages = tree_.pages_to_revert(target);
-  result.dirty_pages = pages.count();
-  phases.done("collect");
-  if (planted("page") && !pages.empty()) {
-    memory::PageSet fewer = pages;
-    u64 last = 0;
-    pages.for_each_run([&](u64 first, u64 count) { last = first + count - 1; });
-    fewer.words_to_fill()[last / 64] &= ~(u64{1} << (last % 64));
-    snapshot::restore_pages(machine_.memory(), *target.image, fewer);
-  } else {
-    snapshot::restore_pages(machine_.memory(), *target.image, pages);
-  }
-  tree_.copied_back(target);
-  phases.done("memory");
-  // After the copy: what the guest has mapped from now on is what lies in RAM now.
-  kvm::Vm& vm = machine_.vm();
-  // With shadow tables that are dropped first, there is nothing left to write-protect.
-  const bool drop_first = *stale_ == kvm::StaleTranslations::shadow_tables;
-  if (drop_first && !planted("zap")) TRY(vm.invalidate_translations(*stale_));
-  TRY(vm.rearm_dirty(pages));
-  if (!drop_first && !planted("zap")) TRY(vm.invalidate_translations(*stale_));
+// Side by side: both take about as long.
+Result<void> Reverter::restore_memory_and_processors(const snapshot::SnapshotNode& target,
+                                                     control::RevertResult& result,
+                                                     Phases& phases) {
+  const kvm::ProcessorsState& state = processors_of(target);
+  machine_.begin_restoring_processors(state);
+  const Result<const memory::PageSet*> pages = restore_memory(target, result, phases);
+  const Result<void> restored = machine_.finish_restoring_processors();
+  phases.done("processors");
+  TRY_CONTEXT(restored, "state of processors");
+  TRY(pages);
+  TRY(refresh_translations(**pages, state));
   // Before what can fail: a revert that ends halfway may be followed by one that does not.
   tree_.reverted(target);
   phases.done("translations");
   return {};
 }
 
-Result<void> Reverter::apply_states(const snapshot::SnapshotNode& node,
-                                    control::ClockPolicy clock) {
+Result<const memory::PageSet*> Reverter::restore_memory(const snapshot::SnapshotNode& target,
+                                                        control::RevertResult& result,
+                                                        Phases& phases) {
+  scratch_.reset();
+  TRY(machine_.collect_dirty(scratch_));
+  tree_.note_dirty(scratch_);
+  const memory::PageSet& pages = tree_.pages_to_revert(target);
+  result.dirty_pages = pages.count();
+  phases.done("collect");
+  copy_pages_back(target, pages);
+  tree_.copied_back(target);
+  phases.done("memory");
+  return &pages;
+}
+
+void Reverter::copy_pages_back(const snapshot::SnapshotNode& target,
+                               const memory::PageSet& pages) {
+  rewritten_tables_.clear();
+  if (planted("page")) {
+    snapshot::restore_pages(machine_.memory(), *target.image, all_but_last(pages));
+  } else if (*stale_ == kvm::StaleTranslations::shadow_tables) {
+    snapshot::restore_pages_watching_tables(machine_.memory(), *target.image, pages,
+                                            machine_.unwatched_pages(), kMaximumZappedPages,
+                                            rewritten_tables_);
+  } else {
+    snapshot::restore_pages(machine_.memory(), *target.image, pages);
+  }
+}
+
+// After the copy: what the guest has mapped from now on is what lies in RAM now.
+//
+// Dropping all shadow tables costs 60 ns for each page that the guest had mapped, and then the guest
+// faults every one of them in again, which is far more. So KVM is made to forget only those of the
+// pages that could have been page tables; what it has shadowed of others still holds, but for tables
+// that the guest has changed and not flushed, and at these it looks when it loads its roots again.
+Result<void> Reverter::refresh_translations(const memory::PageSet& pages,
+                                            const kvm::ProcessorsState& state) {
+  kvm::Vm& vm = machine_.vm();
+  if (*stale_ == kvm::StaleTranslations::tlb) {
+    TRY(vm.rearm_dirty(pages));
+    if (!planted("zap")) TRY(vm.invalidate_translations(*stale_));
+    return {};
+  }
+  // First: of tables that are gone nothing has to be write-protected, and zapping single pages logs
+  // them as dirty.
+  const bool zapped = TRY(zap_rewritten_tables(state));
+  if (!zapped && !planted("zap")) {
+    TRY(vm.invalidate_translations(*stale_));
+    machine_.forget_unwatched();
+  }
+  return vm.rearm_dirty(pages);
+}
+
+Result<bool> Reverter::zap_rewritten_tables(const kvm::ProcessorsState& state) {
+  if (rewritten_tables_.size() > kMaximumZappedPages) return false;
+  if (rewritten_tables_.empty() || planted("zap")) return true;
+  for (u64& page : rewritten_tables_) page = machine_.memory().gpa_of_page(page).value;
+  return machine_.zap_pages(rewritten_tables_, state);
+}
+
+Result<void> Reverter::restore_devices(const snapshot::SnapshotNode& node) {
   if (planted_once("states")) return make_error(ErrorKind::failed, "planted");
   machine_.forget_requests();
-  machine_.processors().set_clock_policy(to_kvm(clock));
-  for (std::size_t i = 0; i < node.states.size(); ++i) {
+  for (std::size_t i = kProcessorsIndex + 1; i < node.states.size(); ++i) {
     base::Stateful& stateful = *machine_.statefuls()[i];
     if (planted("device") && stateful.state_name() == "virtio-mmio.0") continue;
     TRY_CONTEXT(stateful.restore_state(*node.states[i]),
@@ -231,7 +297,10 @@ Result<void> Reverter::apply_states(const snapshot::SnapshotNode& node,
 Result<void> Reverter::restore_states(const snapshot::SnapshotNode& node,
                                       control::ClockPolicy clock,
                                       devices::TimelineChange change) {
-  TRY(apply_states(node, clock));
+  machine_.processors().set_clock_policy(to_kvm(clock));
+  machine_.begin_restoring_processors(processors_of(node));
+  TRY_CONTEXT(machine_.finish_restoring_processors(), "state of processors");
+  TRY(restore_devices(node));
   tree_.reverted(node);
   announce(change);
   return {};
@@ -244,11 +313,8 @@ void Reverter::announce(devices::TimelineChange change) {
 
 // What may differ: nothing but the clocks, which went on.
 Result<void> Reverter::verify(const snapshot::SnapshotNode& node) {
-  const base::Stateful& processors = machine_.processors();
-  const auto expected = TRY(base::decode_state<kvm::ProcessorsState>(
-      processors.encode(*node.states[kProcessorsIndex])));
-  const auto found =
-      TRY(base::decode_state<kvm::ProcessorsState>(processors.encode(*processors.save_state())));
+  const kvm::ProcessorsState& expected = processors_of(node);
+  const kvm::ProcessorsState found = TRY(machine_.processors().try_save());
   TRY(kvm::compare_states(expected, found));
 
   memory::PageSet allowed(machine_.memory().page_count());

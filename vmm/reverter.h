@@ -14,6 +14,7 @@
 
 #include <optional>
 
+#include "snapshot/pages.h"
 #include "snapshot/store.h"
 #include "snapshot/tree.h"
 #include "vmm/control/vm_control.h"
@@ -56,9 +57,17 @@ class Reverter final {
                               devices::TimelineChange change);
 
  private:
-  Result<void> restore_memory(const snapshot::SnapshotNode& target, control::RevertResult& result,
-                              class Phases& phases);
-  Result<void> apply_states(const snapshot::SnapshotNode& node, control::ClockPolicy clock);
+  Result<void> restore_memory_and_processors(const snapshot::SnapshotNode& target,
+                                             control::RevertResult& result, class Phases& phases);
+  // The pages that differed, as the tree has them.
+  Result<const memory::PageSet*> restore_memory(const snapshot::SnapshotNode& target,
+                                                control::RevertResult& result, Phases& phases);
+  void copy_pages_back(const snapshot::SnapshotNode& target, const memory::PageSet& pages);
+  Result<void> refresh_translations(const memory::PageSet& pages,
+                                    const kvm::ProcessorsState& state);
+  // False: all of KVM's shadow tables have to go.
+  Result<bool> zap_rewritten_tables(const kvm::ProcessorsState& state);
+  Result<void> restore_devices(const snapshot::SnapshotNode& node);
   // To the devices, of which some tell the guest.
   void announce(devices::TimelineChange change);
   Result<void> verify(const snapshot::SnapshotNode& node);
@@ -70,6 +79,8 @@ class Reverter final {
   LayerHandover& handover_;
   std::optional<kvm::StaleTranslations> stale_;
   memory::PageSet scratch_;
+  // What copy_pages_back() found, where it matters: numbers of pages, then their addresses.
+  std::vector<u64> rewritten_tables_;
 };
 
 }  // namespace vmm

@@ -6,11 +6,15 @@
 // read and replaced from the control thread. A vCPU that cannot go on (a crash, an exit nobody
 // understands) reports it and parks itself; resume() would run it again, so the machine asks first.
 //
+// Between a pause and what follows it lie some hundred microseconds, and waking a thread that sleeps
+// takes a good part of that: where there are processors enough, both sides wait awake for a while.
+//
 // Thread: the control thread, except handle() of the ExitHandler, which is called on this thread.
 
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <thread>
 
@@ -30,10 +34,15 @@ class VcpuExitHandler {
   virtual void vcpu_failed(u32 vcpu_index, const Error& error) = 0;
 };
 
+enum class Waiting : u8 {
+  asleep,
+  awake_at_first,  // for machines with fewer vCPUs than the host has processors
+};
+
 class VcpuThread final {
  public:
   // Starts parked. Both outlive the thread.
-  VcpuThread(kvm::Vcpu& vcpu, VcpuExitHandler& handler);
+  VcpuThread(kvm::Vcpu& vcpu, VcpuExitHandler& handler, Waiting waiting);
   // REQUIRES: parked.
   ~VcpuThread();
 
@@ -42,10 +51,18 @@ class VcpuThread final {
   void request_park();
   void wait_parked();
 
+  // Does `work` on the vCPU's thread, where KVM finds the vCPU's state on the right processor; ends
+  // parked again. REQUIRES: parked.
+  void begin(std::function<void()> work);
+
  private:
-  enum class Order : u8 { park, run, end };
+  enum class Order : u8 { park, run, work, end };
 
   void loop();
+  // Returns when parked_ is `parked`.
+  void wait_until(bool parked);
+  // REQUIRES: parked.
+  void give_order(Order order);
   void run_until_ordered_otherwise();
   // Whether the vCPU can go on.
   bool serve(const kvm::VcpuExit& exit);
@@ -55,9 +72,12 @@ class VcpuThread final {
 
   // Read without the lock between two entries to the guest.
   std::atomic<Order> order_{Order::park};
+  const Waiting waiting_;
+  std::function<void()> work_;  // the vCPU thread's while it is not parked
   base::Mutex mutex_;
   base::Condition changed_;
-  bool parked_ GUARDED_BY(mutex_) = false;
+  // Changes under the lock, for those who sleep; who waits awake reads it without.
+  std::atomic<bool> parked_{false};
   std::thread thread_;
 };
 

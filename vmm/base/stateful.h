@@ -57,6 +57,13 @@ class StatefulOf : public Stateful {
   virtual Result<void> validate(const StateType& state) const = 0;
   virtual Result<void> restore(const StateType& state) = 0;
 
+  // REQUIRES: `saved` is from a Stateful of this type.
+  static const StateType& state_of(const SavedState& saved) {
+    const Holder* holder = dynamic_cast<const Holder*>(&saved);
+    CHECK(holder != nullptr);
+    return holder->state;
+  }
+
   std::unique_ptr<SavedState> save_state() const final {
     return std::make_unique<Holder>(save());
   }
@@ -75,11 +82,6 @@ class StatefulOf : public Stateful {
     explicit Holder(StateType s) : state(std::move(s)) {}
     StateType state;
   };
-  static const StateType& state_of(const SavedState& saved) {
-    const Holder* holder = dynamic_cast<const Holder*>(&saved);
-    CHECK(holder != nullptr);
-    return holder->state;
-  }
 };
 
 }  // namespace base
