@@ -17,7 +17,7 @@
 
 // ACPI 6.4, 4.8.3.6 "Reset Register".
 #define PLATFORM_RESET_PORT 0x600
-#define PLATFORM_RESET_VALUE 6
+#define PLATFORM_RESET_VALUE 1
 // ACPI 6.4, 4.8.3.7 "Sleep Control and Status Registers": SLP_TYP 5 and SLP_EN.
 #define PLATFORM_SLEEP_CONTROL_PORT 0x601
 #define PLATFORM_SLEEP_CONTROL_POWER_OFF 0x34
