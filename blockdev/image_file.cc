@@ -53,7 +53,10 @@ Result<ImageFile> take_file(base::Fd fd, const std::string& path, ImageFormat fo
   identity.device = status.st_dev;
   identity.inode = status.st_ino;
   identity.size_bytes = TRY(base::file_size(fd));
-  identity.mtime_ns = i64{status.st_mtim.tv_sec} * 1'000'000'000 + status.st_mtim.tv_nsec;
+  // A device's node says nothing of what is written to the device.
+  if (!is_device) {
+    identity.mtime_ns = i64{status.st_mtim.tv_sec} * 1'000'000'000 + status.st_mtim.tv_nsec;
+  }
   return ImageFile{std::move(fd), std::move(identity)};
 }
 

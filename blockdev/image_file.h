@@ -18,7 +18,7 @@ struct ImageIdentity {
   u64 device = 0;
   u64 inode = 0;
   u64 size_bytes = 0;  // of the file, not of the disk in it
-  i64 mtime_ns = 0;
+  i64 mtime_ns = 0;    // 0 for a device
   bool operator==(const ImageIdentity&) const = default;
 };
 
