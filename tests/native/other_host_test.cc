@@ -162,5 +162,31 @@ TEST_F(OtherHost, MissingBaseImageIsRefusedNamingIt) {
   expect_refused(home_.file("d"));
 }
 
+// What a guest has seen of its processor it sees after a reboot, too, on a host that has more.
+TEST_F(OtherHost, GuestFromAHostWithFewerFeaturesReboots) {
+  bool removed = false;
+  change_processors([&](kvm::ProcessorsState& state) {
+    for (kvm::CpuidEntry& leaf : state.cpuid) {
+      // What our guests do without: the first feature of leaf 7, or AMD's of leaf 0x80000001, ECX.
+      const bool is_leaf7 = leaf.function == 7 && leaf.index == 0;
+      u32& features = is_leaf7 ? leaf.ebx : leaf.ecx;
+      if (removed || features == 0 || (!is_leaf7 && leaf.function != 0x80000001)) {
+        continue;
+      }
+      features &= features - 1;
+      removed = true;
+    }
+  });
+  ASSERT_TRUE(removed);
+  VmProcess other(home_, "o");
+  other.start_from("t@clean");
+  EXPECT_EQ(other.ask("nonce").rfind("NONCE 21\n", 0), 0u);
+  const size_t before = other.log().size();
+  other.send("reset\n");
+  ASSERT_TRUE(other.wait_for("READY", before));
+  EXPECT_EQ(other.ask("nonce").rfind("NONCE 0\n", 0), 0u);
+  EXPECT_EQ(home_.state_of("o"), "running");
+}
+
 }  // namespace
 }  // namespace native
