@@ -44,7 +44,7 @@ LiveVm::~LiveVm() {
   reverter_.reset();
   tree_.reset();
   machine_.reset();
-  console_->finish();
+  if (console_) console_->finish();
 }
 
 void LiveVm::start() {

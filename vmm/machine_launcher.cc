@@ -5,6 +5,7 @@
 #include "vmm/base/log.h"
 #include "vmm/bench/bench.h"
 #include "vmm/bench/soak.h"
+#include "vmm/configurable_vm.h"
 #include "vmm/control/api_server.h"
 #include "vmm/kvm/kvm.h"
 #include "vmm/kvm/self_test.h"
@@ -30,6 +31,20 @@ void allow_all_open_files() {
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
   limit.rlim_cur = limit.rlim_max;
   ::setrlimit(RLIMIT_NOFILE, &limit);  // what fails here is told by who runs out of them
+}
+
+int launch_unconfigured(const kvm::Kvm& kvm, control::LaunchRequest& request) {
+  control::Loop loop;
+  ConfigurableVm vm(kvm, request, loop);
+  Result<std::unique_ptr<control::ApiServer>> server =
+      control::ApiServer::create(loop, vm, request.directory.api_socket());
+  if (!server) return refuse(request, server.error(), 125);
+  control::end_on_signals(loop, [&vm](int) { vm.kill(); });
+  control::report_ready(request.ready_pipe);
+  loop.run();
+  vm.finish();
+  (*server)->finish();
+  return static_cast<int>(vm.exit_status());
 }
 
 }  // namespace
@@ -70,6 +85,7 @@ int MachineLauncher::launch(control::LaunchRequest request) {
   allow_all_open_files();
   const Result<kvm::Kvm> kvm = kvm::Kvm::open();
   if (!kvm) return refuse(request, kvm.error(), 125);
+  if (!request.boot && !request.restore_uuid) return launch_unconfigured(*kvm, request);
   control::Loop loop;
   Result<std::unique_ptr<LiveVm>> vm = LiveVm::create(*kvm, request, loop);
   if (!vm) return refuse(request, vm.error(), 1);

@@ -62,6 +62,7 @@ struct ApiServer::Impl : std::enable_shared_from_this<ApiServer::Impl> {
   Result<std::string> call(const SessionPointer& session, const HttpRequest& request);
 
   Result<void> expect_idle() const;
+  Result<std::string> configure(const HttpRequest& request);
   Result<std::string> set_state(const HttpRequest& request);
   Result<std::string> press_power_button(const HttpRequest& request);
   Result<std::string> revert(const HttpRequest& request);
@@ -151,6 +152,8 @@ Result<std::string> ApiServer::Impl::call(const SessionPointer& session,
   };
   if (is("POST", "/v1/revert")) return revert(request);
   if (is("GET", "/v1/vm")) return dump(to_json(vm.info()));
+  if (is("GET", "/v1/vm/config")) return dump(to_json(vm.info())["config"]);
+  if (is("PUT", "/v1/vm/config")) return configure(request);
   if (is("PUT", "/v1/vm/state")) return set_state(request);
   if (is("POST", "/v1/power-button")) return press_power_button(request);
   if (is("POST", "/v1/snapshots")) return create_snapshot(session, request);
@@ -161,8 +164,9 @@ Result<std::string> ApiServer::Impl::call(const SessionPointer& session,
     return std::string(kLater);
   }
   constexpr std::pair<std::string_view, std::string_view> kRoutes[] = {
-      {"GET", "/v1/vm"},    {"PUT", "/v1/vm/state"},   {"POST", "/v1/power-button"},
-      {"POST", "/v1/kill"}, {"POST", "/v1/snapshots"}, {"POST", "/v1/revert"},
+      {"GET", "/v1/vm"},    {"GET or PUT", "/v1/vm/config"}, {"PUT", "/v1/vm/state"},
+      {"POST", "/v1/kill"}, {"POST", "/v1/power-button"},    {"POST", "/v1/snapshots"},
+      {"POST", "/v1/revert"},
   };
   for (const auto& [method, target] : kRoutes) {
     if (request.target != target) continue;
@@ -171,7 +175,7 @@ Result<std::string> ApiServer::Impl::call(const SessionPointer& session,
     return std::string(kLater);
   }
   return make_error(ErrorKind::not_found, "there is no {} here", request.target)
-      .with_hint("/v1/vm, /v1/vm/state, /v1/power-button, /v1/kill, /v1/snapshots, /v1/revert");
+      .with_hint("/v1/vm, /v1/vm/config, /v1/vm/state, /v1/power-button, /v1/kill, /v1/snapshots, /v1/revert");
 }
 
 Result<void> ApiServer::Impl::expect_idle() const {
@@ -186,6 +190,14 @@ Result<std::string> ApiServer::Impl::revert(const HttpRequest& request) {
   const json body = TRY(body_of(request));
   const RevertRequest revert_request = TRY(revert_request_of(body));
   return revert_to_text(TRY(vm.revert(revert_request)));
+}
+
+Result<std::string> ApiServer::Impl::configure(const HttpRequest& request) {
+  TRY(expect_idle());
+  const json body = TRY(body_of(request));
+  const MachineConfig config = TRY(config_request_of(body));
+  TRY(vm.configure(config));
+  return dump(config.to_json());
 }
 
 Result<std::string> ApiServer::Impl::set_state(const HttpRequest& request) {

@@ -3,6 +3,9 @@
 //   GET  /v1/vm            ->
 //   {"name","state","pid","paused_because","current_snapshot","uptime_ms",
 //                              "reverts","config"}
+//   GET  /v1/vm/config     -> the configuration, or null while there is none
+//   PUT  /v1/vm/config     {"kernel","initrd"?,"append"?,"memory_bytes"?,"cpus"?,"disks"?,
+//                           "on_enospc"?}                               -> the configuration
 //   PUT  /v1/vm/state      {"state":"running"|"paused"}                 -> {"state"}
 //   POST /v1/power-button  {}                                           -> {}
 //   POST /v1/kill          {}                                           -> {}
@@ -11,6 +14,12 @@
 //                              "durable"}
 //   POST /v1/revert        {"snapshot"?,"clock"?:"realtime"|"frozen","verify"?:false}
 //                          -> {"snapshot","total_us","dirty_pages","clusters","phases_us":{...}}
+//
+// A VM made by `run --unconfigured` has the state "unconfigured" and no machine yet: its configuration
+// can be put as often as wanted, and the first {"state":"running"} starts it; a start that is refused
+// leaves it unconfigured. Until then the rest answers 409, except reading and killing; after it, a
+// configuration does. "append" is the whole kernel command line, by default "console=ttyS0 panic=-1";
+// paths are absolute; "disks" are arguments of --disk.
 //
 // An empty body counts as {}. Anything else that fails answers
 //   {"error":{"kind","message","hint"}}

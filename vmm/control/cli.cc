@@ -64,8 +64,7 @@ CLI::App& add_vm_verb(CLI::App& app, Invocation& call, const char* name, const c
 void add_run(CLI::App& app, Invocation& call) {
   CLI::App& verb = *app.add_subcommand("run", "boot a VM");
   RunOptions& options = call.run_options;
-  verb.add_option("--kernel", options.kernel, "bzImage, vmlinux or an ELF file with a PVH note")
-      ->required();
+  verb.add_option("--kernel", options.kernel, "bzImage, vmlinux or an ELF file with a PVH note");
   verb.add_option("--initrd", options.initrd, "initial RAM disk");
   verb.add_option("-a,--append", options.append,
                   "added to the kernel command line \"console=ttyS0 panic=-1\"");
@@ -81,8 +80,19 @@ void add_run(CLI::App& app, Invocation& call) {
   verb.add_flag("-d,--detach", call.detach, "return when the guest runs, and print its name");
   verb.add_option("--on-enospc", options.on_enospc,
                   "pause (default) or error, when the host has no space left");
+  CLI::Option* const later = verb.add_flag_callback(
+      "--unconfigured", [&options] { options.configured = Configured::later; },
+      "only the process and its API: PUT /v1/vm/config, then /v1/vm/state");
+  for (const char* machine : {"--kernel", "--initrd", "--append", "--append-only", "--disk",
+                              "--memory", "--cpus", "--on-enospc"}) {
+    later->excludes(verb.get_option(machine));
+  }
   verb.final_callback([&call] {
-    call.work = [&call] {
+    call.work = [&call]() -> Result<int> {
+      if (call.run_options.configured == Configured::now && call.run_options.kernel.empty()) {
+        return make_error(ErrorKind::usage, "--kernel is required")
+            .with_hint("quicksave run --help");
+      }
       call.run_options.detach = call.detach ? Detach::yes : Detach::no;
       return run(call.run_options, call.launcher);
     };

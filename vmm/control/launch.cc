@@ -201,9 +201,11 @@ Result<int> run(const RunOptions& options, Launcher& launcher) {
   const std::string name = options.name.empty() ? generate_name() : options.name;
   TRY(check_name("VM", name));
   LaunchRequest request;
-  request.boot = TRY(config_of(options));
+  if (options.configured == Configured::now) request.boot = TRY(config_of(options));
   request.directory = TRY(create_vm_directory(home, name));
-  if (const Result<void> written = write_config(request.directory, *request.boot); !written) {
+  const Result<void> written =
+      request.boot ? write_config(request.directory, *request.boot) : Result<void>();
+  if (!written) {
     TRY(remove_vm_directory(request.directory));
     return written.error();
   }

@@ -32,7 +32,7 @@ struct LaunchRequest {
   // in the foreground.
   std::optional<base::Fd> ready_pipe;
 
-  // Exactly one of the two ways to begin:
+  // At most one of the two ways to begin; with neither, the VM is unconfigured until its API is told.
   std::optional<MachineConfig> boot;
   std::optional<std::string>
       restore_uuid;  // a snapshot in the store, locked shared by this process

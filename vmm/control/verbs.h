@@ -15,7 +15,11 @@ namespace control {
 
 enum class Detach : u8 { no, yes };
 
+// Whether `run` makes a machine or only its process and API (api_server.h).
+enum class Configured : u8 { now, later };
+
 struct RunOptions {
+  Configured configured = Configured::now;
   std::string kernel;
   std::optional<std::string> initrd;
   std::string append;                      // added to the default line

@@ -18,7 +18,7 @@
 
 namespace control {
 
-enum class VmState : u8 { created, running, paused, halted };
+enum class VmState : u8 { unconfigured, created, running, paused, halted };
 std::string_view name_of(VmState state);
 
 struct VmInfo {
@@ -28,7 +28,7 @@ struct VmInfo {
   std::string current_snapshot;  // the one the running state descends from; empty if none
   u64 uptime_ms = 0;
   u64 revert_count = 0;
-  MachineConfig config;
+  std::optional<MachineConfig> config;  // nothing until a VM that is unconfigured has got one
 };
 
 struct SnapshotRequest {
@@ -66,6 +66,8 @@ class VmControl {
   virtual ~VmControl() = default;
 
   virtual VmInfo info() = 0;
+  // What the machine will be; refused once it has started.
+  virtual Result<void> configure(const MachineConfig& config);
   virtual Result<void> pause() = 0;
   virtual Result<void> resume() = 0;
   // ACPI power button.

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "vmm/control/json_reader.h"
+#include "vmm/control/verbs.h"
 #include "vmm/control/vm_directory.h"
 
 namespace control {
@@ -33,7 +34,7 @@ json to_json(const VmInfo& info) {
           {"current_snapshot", info.current_snapshot},
           {"uptime_ms", info.uptime_ms},
           {"reverts", info.revert_count},
-          {"config", info.config.to_json()}};
+          {"config", info.config ? info.config->to_json() : json()}};
 }
 
 json to_json(const SnapshotResult& result) {
@@ -91,6 +92,12 @@ Result<RevertRequest> revert_request_of(const json& body) {
   request.verify = TRY(object.boolean_or("verify", false)) ? Verify::yes : Verify::no;
   TRY(object.finish());
   return request;
+}
+
+Result<MachineConfig> config_request_of(const json& body) {
+  MachineConfig config = TRY(MachineConfig::from_json(body));
+  if (!body.contains("append")) config.append = kernel_command_line("");
+  return config;
 }
 
 Result<VmState> state_request_of(const json& body) {

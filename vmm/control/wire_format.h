@@ -22,6 +22,8 @@ std::string revert_to_text(const RevertResult& result);
 // Strict: an unknown key is an error.
 Result<SnapshotRequest> snapshot_request_of(const nlohmann::json& body, bool& wait);
 Result<RevertRequest> revert_request_of(const nlohmann::json& body);
+// As a manifest's, but "append" has the default of `run`.
+Result<MachineConfig> config_request_of(const nlohmann::json& body);
 // {"state": "running" | "paused"}
 Result<VmState> state_request_of(const nlohmann::json& body);
 

@@ -15,7 +15,7 @@ class FakeVm final : public VmControl {
     VmInfo result;
     result.name = "fake";
     result.state = state;
-    result.config.kernel = "/k";
+    result.config.emplace().kernel = "/k";
     return result;
   }
   Result<void> pause() override {
