@@ -31,6 +31,9 @@ class WithoutKvm : public ::testing::Test {
   // As a user who is nobody, with a /dev that holds `nodes` and little else.
   void use_dev_with(const std::string& nodes) {
     chmod(home_.path().c_str(), 0777);
+    // Where everybody may read it, wherever the tree is.
+    write_file(home_.file("hello"), read_file(guest_path("hello")));
+    chmod(home_.file("hello").c_str(), 0644);
     home_.run_through({"unshare", "-m", "sh", "-c",
                        "mount -t tmpfs -o mode=755 none /dev && mknod -m 666 /dev/null c 1 3 && " +
                            nodes + " && exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\"",
@@ -39,7 +42,8 @@ class WithoutKvm : public ::testing::Test {
 
   // Refused as a failure of the host, and nothing is left.
   void expect_refused(std::vector<std::string> more, const std::string& named) {
-    std::vector<std::string> arguments = {"run", "--name", "t", "--kernel", guest_path("hello")};
+    std::vector<std::string> arguments = {"run", "--name", "t", "--kernel",
+                                          home_.file("hello")};
     arguments.insert(arguments.end(), more.begin(), more.end());
     CommandResult result = home_.quicksave(arguments);
     EXPECT_EQ(result.status, 125);
