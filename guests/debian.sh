@@ -74,7 +74,9 @@ UNIT
 printf 'PS1="root@guest:\\w# "\nbind "set enable-bracketed-paste off" 2>/dev/null\n' >"$root/root/.bashrc"
 mkdir -p "$root/etc/systemd/journald.conf.d" "$root/etc/systemd/system.conf.d"
 printf '[Journal]\nStorage=persistent\nSystemMaxUse=16M\nForwardToConsole=no\n' >"$root/etc/systemd/journald.conf.d/guest.conf"
-printf '[Manager]\nShowStatus=no\nDefaultTimeoutStopSec=15s\n' >"$root/etc/systemd/system.conf.d/guest.conf"
+# systemd gives a device 90 s to appear. An emulated guest on a busy host needs more for ttyS0, and without it there is no
+# shell: such a guest idles for ever and looks as if it had lost an interrupt.
+printf '[Manager]\nShowStatus=no\nDefaultTimeoutStopSec=15s\nDefaultTimeoutStartSec=15min\nDefaultDeviceTimeoutSec=15min\n' >"$root/etc/systemd/system.conf.d/guest.conf"
 
 # Costs time, shows nothing.
 for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \

@@ -79,10 +79,9 @@ started=$(date +%s.%N)
 # No KVM of the host is involved.
 # Without 5-level paging a nested page walk is 24 steps instead of 35; a write of PKRU flushes TCG's whole TLB.
 # TCG runs `rep movsb` byte by byte: nobody shall take it for the fast way to copy.
-# One processor: QEMU 7.2 changes interrupt_request around vmrun and vmexit without its lock, so an interrupt that another
-# thread raises just then can be lost, and with two processors each is such a thread to the other. nohz=off highres=off: a
-# periodic tick brings back what was lost. Guests have as many processors as they like, and two such machines side by side use
-# two cores better than one machine with two processors. Who stops QEMU (SIGSTOP) for 20 s sees soft lockups: its clock goes on.
+# One processor: guests have as many as they like, and two such machines side by side use two cores better than one machine
+# with two. nohz=off highres=off: QEMU 7.2 changes interrupt_request around vmrun and vmexit without its lock; should an interrupt
+# be lost there, the next tick brings it back. Who stops QEMU (SIGSTOP) for 20 s sees soft lockups: its clock goes on.
 TMPDIR=$run qemu-system-x86_64 -name quicksave-outer -machine q35,vmport=off -accel tcg,tb-size=512 -cpu "${QUICKSAVE_OUTER_CPU:-max,+svm,-la57,-pku,-pks,-erms,-fsrm}" \
   -smp "${QUICKSAVE_OUTER_CPUS:-1}" -m "$memory" -nodefaults -display none -no-reboot \
   -kernel "$outer/vmlinuz" -initrd "$outer/initrd.img" \

@@ -53,10 +53,8 @@ class Spec:
 
 
 def debian(kernel="cloud", memory=512, cpus=2, append=""):
-    # systemd gives a device 90 s to appear. An emulated guest on a busy host needs more for ttyS0, and without it there is
-    # no shell: such a guest idles for ever and looks as if it had lost an interrupt.
     return Spec(kernel, "%s/initrd-%s.img" % (GUESTS, kernel), "%s/debian.qcow2" % GUESTS,
-                "root=/dev/vda rw console=ttyS0 quiet systemd.default_timeout_start_sec=900 " + append, memory, cpus)
+                "root=/dev/vda rw console=ttyS0 quiet " + append, memory, cpus)
 
 
 def busybox(kernel="cloud", memory=256, cpus=8):
