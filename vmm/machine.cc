@@ -239,7 +239,7 @@ Result<void> Machine::finish_restoring_processors() {
 Result<bool> Machine::zap_pages(std::span<const u64> gpas, const kvm::ProcessorsState& state) {
   Result<void> zapped, restored;
   vcpu_threads_[0]->begin([&] {
-    zapped = zapper_->zap(processors_->vcpu(0), gpas);
+    zapped = zapper_->zap(processors_->vcpu(0), state.vcpus[0], gpas);
     restored = processors_->restore_run_state(state, 0);
   });
   vcpu_threads_[0]->wait_parked();

@@ -60,29 +60,25 @@ u64 PageZapper::build_tables(std::span<const u64> gpas) {
   return offset_in_large_page(own_gpa.value);
 }
 
-Result<void> PageZapper::zap(Vcpu& vcpu, std::span<const u64> gpas) {
+Result<void> PageZapper::zap(Vcpu& vcpu, const VcpuState& state, std::span<const u64> gpas) {
   CHECK(gpas.size() <= kMaximumPages && std::ranges::is_sorted(gpas));
   if (gpas.empty()) return {};
   const u64 linear = build_tables(gpas);
 
-  kvm_mp_state runnable{};
-  runnable.mp_state = KVM_MP_STATE_RUNNABLE;
-  TRY(KVM_CALL(vcpu.fd(), KVM_SET_MP_STATE, &runnable));
-  const kvm_sregs special = TRY(vcpu.special_registers());
-  TRY(vcpu.set_special_registers(
-      flat_mode(special, Ring::kernel, vm_.own_gpa().value + kRootOffset)));
+  if (state.mp_state != KVM_MP_STATE_RUNNABLE) {
+    kvm_mp_state runnable{};
+    runnable.mp_state = KVM_MP_STATE_RUNNABLE;
+    TRY(KVM_CALL(vcpu.fd(), KVM_SET_MP_STATE, &runnable));
+  }
   kvm_regs registers{};
   registers.rip = linear + kCodeOffset;
   registers.rsi = linear + kListOffset;
   registers.rcx = gpas.size();
   registers.rflags = 2;  // no interrupts
-  TRY(vcpu.set_registers(registers));
-  kvm_vcpu_events events{};
-  events.flags = KVM_VCPUEVENT_VALID_NMI_PENDING;
-  TRY(KVM_CALL(vcpu.fd(), KVM_SET_VCPU_EVENTS, &events));
-
   vcpu.clear_exit_request();
-  const VcpuExit exit = TRY(vcpu.run());
+  const VcpuExit exit = TRY(vcpu.run_from(
+      registers, flat_mode(special_registers_of(state), Ring::kernel,
+                           vm_.own_gpa().value + kRootOffset)));
   const PortExit* const done = std::get_if<PortExit>(&exit);
   const bool all_done = done != nullptr && done->port == kDonePort;
   if (!all_done) return make_error(ErrorKind::failed, "zap single pages: {}", describe(exit));

@@ -17,6 +17,7 @@
 #include <span>
 
 #include "vmm/kvm/vcpu.h"
+#include "vmm/kvm/vcpu_state.h"
 
 namespace kvm {
 
@@ -27,11 +28,11 @@ class PageZapper final {
   // All outlive the zapper.
   explicit PageZapper(Vm& vm) : vm_(vm) {}
 
-  // `gpas`: of pages in RAM, at most kMaximumPages. Leaves the vCPU's registers, pending events and
+  // `state`: what the vCPU has. `gpas`: of pages in RAM, ascending, at most kMaximumPages. Leaves the vCPU's registers, pending events and
   // run state undefined: all must be set before it runs again. The pages are in the dirty log
   // afterwards, their content is as it was. A failure leaves it unknown which pages are zapped.
   // REQUIRES: no vCPU runs; this one has no access pending.
-  Result<void> zap(Vcpu& vcpu, std::span<const u64> gpas);
+  Result<void> zap(Vcpu& vcpu, const VcpuState& state, std::span<const u64> gpas);
 
  private:
   u64 build_tables(std::span<const u64> gpas);

@@ -106,6 +106,17 @@ Result<VcpuExit> Vcpu::run() {
   }
 }
 
+// KVM API, 5 "The kvm_run structure", kvm_valid_regs and kvm_dirty_regs.
+Result<VcpuExit> Vcpu::run_from(const kvm_regs& registers, const kvm_sregs& special) {
+  kvm_run& run = run_area();
+  run.s.regs.regs = registers;
+  run.s.regs.sregs = special;
+  run.s.regs.events = {};
+  run.s.regs.events.flags = KVM_VCPUEVENT_VALID_NMI_PENDING;
+  run.kvm_dirty_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS;
+  return this->run();
+}
+
 Result<void> Vcpu::finish_pending_exit(const ExitHandler& handler) {
   set_immediate_exit(1);
   Result<void> result;

@@ -53,7 +53,19 @@ Result<u32> call_msrs(const base::Fd& fd, unsigned long request, kvm_msrs& list,
   return static_cast<u32>(TRY(call(fd, request, &list, what)));
 }
 
+// The two structs are the same up to where kvm_sregs has the pending interrupt.
+kvm_sregs without_pdptrs(const StructBytes<kvm_sregs2>& special_registers) {
+  static_assert(offsetof(kvm_sregs, apic_base) == offsetof(kvm_sregs2, apic_base));
+  kvm_sregs registers{};
+  std::memcpy(&registers, special_registers.data(), offsetof(kvm_sregs, interrupt_bitmap));
+  return registers;
+}
+
 }  // namespace
+
+kvm_sregs special_registers_of(const VcpuState& state) {
+  return without_pdptrs(state.special_registers);
+}
 
 std::vector<u32> snapshot_msrs(std::span<const u32> listed) {
   std::vector<u32> indices(listed.begin(), listed.end());
@@ -199,8 +211,7 @@ Result<void> VcpuStateTransfer::restore_special_registers(
     TRY(KVM_CALL(vcpu_.fd(), KVM_SET_SREGS2, special_registers.data()));
     return {};
   }
-  kvm_sregs registers{};
-  std::memcpy(&registers, special_registers.data(), offsetof(kvm_sregs, interrupt_bitmap));
+  const kvm_sregs registers = without_pdptrs(special_registers);
   TRY(KVM_CALL(vcpu_.fd(), KVM_SET_SREGS, &registers));
   return {};
 }

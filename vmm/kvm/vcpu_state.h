@@ -72,6 +72,9 @@ struct VcpuState {
   friend bool operator==(const VcpuState&, const VcpuState&) = default;
 };
 
+// As KVM_SET_SREGS takes them; the pending interrupt is in the events.
+kvm_sregs special_registers_of(const VcpuState& state);
+
 // Which MSRs a snapshot may hold on this host, ascending: what KVM lists, less what other parts of
 // the state carry or what must not be written back.
 std::vector<u32> snapshot_msrs(std::span<const u32> listed);

@@ -63,7 +63,7 @@ class ShadowTablesTest : public KvmTest {
   void zap(std::vector<u64> gpas) {
     ASSERT_OK(guest->vcpu().finish_pending_exit([](const VcpuExit&) {}));
     PageZapper zapper(*guest->vm);
-    ASSERT_OK(zapper.zap(guest->vcpu(), gpas));
+    ASSERT_OK(zapper.zap(guest->vcpu(), at_start.vcpus[0], gpas));
     ASSERT_OK(guest->processors->restore_run_state(at_start, 0));
     has_looked = false;
   }
