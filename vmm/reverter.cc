@@ -257,6 +257,8 @@ void Reverter::copy_pages_back(const snapshot::SnapshotNode& target,
 // faults every one of them in again, which is far more. So KVM is made to forget only those of the
 // pages that could have been page tables; what it has shadowed of others still holds, but for tables
 // that the guest has changed and not flushed, and at these it looks when it loads its roots again.
+// The limit: KVM does not watch its own writes of the clock either. A guest that has its clock written
+// into a page table of its own may keep a translation from there.
 Result<void> Reverter::refresh_translations(const memory::PageSet& pages,
                                             const kvm::ProcessorsState& state) {
   kvm::Vm& vm = machine_.vm();

@@ -1,8 +1,9 @@
 // Reverter: takes the live machine back to a snapshot, in its process.
 //
 // The order: stop everything; find what was written since (KVM's log, ours, and the edges of the
-// tree on the way); copy those pages back; make KVM forget translations of what they held before;
-// put each disk back on its layers; processors, then devices; go on. Everything that can be refused
+// tree on the way); copy those pages back, and beside that restore the processors; make KVM forget
+// translations of what the pages held before; put each disk back on its layers; restore the devices;
+// go on. Everything that can be refused
 // is refused before the machine is touched: a state when its snapshot is taken or adopted, so that a
 // revert has nothing left to look at. What fails after that leaves the machine halted, never
 // half-restored.

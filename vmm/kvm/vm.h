@@ -8,8 +8,8 @@
 // it is, rearm_dirty() clears the bits it is given and write-protects those pages again. Pages that
 // the VMM itself writes are not in it; memory::DirtyLog has them.
 //
-// Revert, in this order, all vCPUs parked: collect_dirty, copy pages back, rearm_dirty,
-// invalidate_translations, Processors::restore.
+// Revert, all vCPUs parked: collect_dirty; copy pages back; invalidate_translations or a PageZapper;
+// rearm_dirty. Where only TLBs go stale, rearm_dirty first: it flushes them.
 //
 // Thread: set_irq from any thread; the rest from one thread at a time. The dirty-log calls and
 // invalidate_translations allocate nothing.
