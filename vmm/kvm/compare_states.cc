@@ -1,6 +1,7 @@
 #include "vmm/kvm/compare_states.h"
 
 #include <algorithm>
+#include <optional>
 #include <cstring>
 
 namespace kvm {
@@ -102,6 +103,20 @@ bool same_events(const StructBytes<kvm_vcpu_events>& a, const StructBytes<kvm_vc
   return std::memcmp(&left, &right, sizeof left) == 0;
 }
 
+// SDM volume 1, 13.4.2 "XSAVE Header" and 13.6 "Processor Tracking of XSAVE-Managed State": XSTATE_BV
+// may say of a component with its initial value either that it is in use or that it is not, and from
+// one run to the next the processor changes its mind. KVM fills in the value in both cases, so the
+// bytes tell all.
+std::optional<std::size_t> xsave_difference(const std::vector<u8>& a, const std::vector<u8>& b) {
+  constexpr std::size_t kXstateBv = 512;
+  if (a.size() != b.size()) return std::min(a.size(), b.size());
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const bool in_xstate_bv = i >= kXstateBv && i < kXstateBv + sizeof(u64);
+    if (a[i] != b[i] && !in_xstate_bv) return i;
+  }
+  return std::nullopt;
+}
+
 Result<void> compare_vcpus(u32 index, const VcpuState& a, const VcpuState& b,
                            const kvm_ioapic_state& ioapic) {
   const auto what = [&](std::string_view group) {
@@ -111,7 +126,9 @@ Result<void> compare_vcpus(u32 index, const VcpuState& a, const VcpuState& b,
   if (a.registers != b.registers) return what("a general register");
   if (a.special_registers != b.special_registers) return what("a control or segment register");
   if (a.extended_control_registers != b.extended_control_registers) return what("XCR0");
-  if (a.xsave != b.xsave) return what("the floating-point and vector state");
+  if (const auto offset = xsave_difference(a.xsave, b.xsave)) {
+    return what(fmt::format("the floating-point and vector state at byte {}", *offset));
+  }
   if (a.debug_registers != b.debug_registers) return what("a debug register");
   if (without_timers(a.lapic, ioapic) != without_timers(b.lapic, ioapic)) return what("the LAPIC");
   if (!same_events(a.events, b.events)) return what("a pending event");

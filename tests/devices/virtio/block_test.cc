@@ -296,14 +296,18 @@ TEST(Block, BytesInFlightAreLimited) {
 
 // Starts pause() in another thread from inside the first submit(), and gives it time to wait.
 struct PauseDuringSubmit {
-  explicit PauseDuringSubmit(BlockRig& rig) {
-    rig.disk.on_submit = [this, &rig] {
+  explicit PauseDuringSubmit(BlockRig& r) : rig(r) {
+    rig.disk.on_submit = [this] {
       if (thread.joinable()) return;
-      thread = std::thread([&rig] { rig.device->pause(); });
+      thread = std::thread([this] { rig.device->pause(); });
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
     };
   }
-  ~PauseDuringSubmit() { thread.join(); }
+  ~PauseDuringSubmit() {
+    thread.join();
+    rig.disk.on_submit = nullptr;
+  }
+  BlockRig& rig;
   std::thread thread;
 };
 
