@@ -36,4 +36,9 @@ struct Header {
 
 Result<Header> read_header(const base::Fd& fd, u64 file_bytes);
 
+// The header for qcow2_check.h: refused is only what leaves the tables unfindable, as there are
+// versions, sizes and features. Where the tables lie and what is in them is the checker's to judge.
+// A version 2 header comes with the version 3 fields that it means.
+Result<WireHeader> read_header_to_check(const base::Fd& fd, u64 file_bytes);
+
 }  // namespace blockdev::qcow2

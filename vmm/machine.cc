@@ -79,7 +79,7 @@ Result<void> Machine::build(Parts parts) {
   written_by_us_ = memory::PageSet(memory_->page_count());
   disks_ = std::move(parts.disks);
   vm_ = TRY(kvm::Vm::create(*parts.kvm, *memory_, parts.dirty_logging));
-  zapper_.emplace(*vm_);
+  if (kvm::PageZapper::works_on(parts.kvm->kind())) zapper_.emplace(*vm_);
   processors_ = TRY(kvm::Processors::create(*parts.kvm, *vm_, config_.cpus));
   processors_at_reset_ = TRY(processors_->try_save());
   for (u32 gsi = 0; gsi < kvm::kGsiCount; ++gsi) {
@@ -237,6 +237,7 @@ Result<void> Machine::finish_restoring_processors() {
 }
 
 Result<bool> Machine::zap_pages(std::span<const u64> gpas, const kvm::ProcessorsState& state) {
+  if (!zapper_) return false;
   Result<void> zapped, restored;
   vcpu_threads_[0]->begin([&] {
     zapped = zapper_->zap(processors_->vcpu(0), state.vcpus[0], gpas);
@@ -244,8 +245,11 @@ Result<bool> Machine::zap_pages(std::span<const u64> gpas, const kvm::Processors
   });
   vcpu_threads_[0]->wait_parked();
   TRY(restored);
-  if (!zapped) base::log(base::LogLevel::warning, "{}", zapped.error().message());
-  return zapped.has_value();
+  if (zapped) return true;
+  base::log(base::LogLevel::warning, "{}; from now on all translations are dropped",
+            zapped.error().message());
+  zapper_.reset();
+  return false;
 }
 
 void Machine::forget_requests() {

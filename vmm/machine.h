@@ -150,7 +150,7 @@ class Machine final : private devices::MachineEvents, private VcpuExitHandler {
   std::unique_ptr<kvm::Vm> vm_;
   std::unique_ptr<kvm::Processors> processors_;
   kvm::ProcessorsState processors_at_reset_;
-  std::optional<kvm::PageZapper> zapper_;
+  std::optional<kvm::PageZapper> zapper_;  // where it works
   Result<void> processors_restored_;
   std::vector<std::unique_ptr<GsiLine>> lines_;
   std::vector<std::unique_ptr<blockdev::Disk>> disks_;

@@ -79,6 +79,8 @@ Result<void> PageZapper::zap(Vcpu& vcpu, const VcpuState& state, std::span<const
   const VcpuExit exit = TRY(vcpu.run_from(
       registers, flat_mode(special_registers_of(state), Ring::kernel,
                            vm_.own_gpa().value + kRootOffset)));
+  // The guest can read these pages; it shall not find what another timeline did.
+  std::ranges::fill(vm_.own_pages(), u8{0});
   const PortExit* const done = std::get_if<PortExit>(&exit);
   const bool all_done = done != nullptr && done->port == kDonePort;
   if (!all_done) return make_error(ErrorKind::failed, "zap single pages: {}", describe(exit));

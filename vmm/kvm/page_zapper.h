@@ -25,7 +25,11 @@ class PageZapper final {
  public:
   static constexpr std::size_t kMaximumPages = 256;
 
-  // All outlive the zapper.
+  // Where ring 0 is emulated, and KVM walks our page tables anew for each access. Elsewhere it would
+  // shadow them, and go on with what they were at the time before.
+  static bool works_on(KvmKind kind) { return kind == KvmKind::pvm; }
+
+  // `vm` outlives the zapper.
   explicit PageZapper(Vm& vm) : vm_(vm) {}
 
   // `state`: what the vCPU has. `gpas`: of pages in RAM, ascending, at most kMaximumPages. Leaves the vCPU's registers, pending events and

@@ -300,7 +300,7 @@ struct PauseDuringSubmit {
     rig.disk.on_submit = [this] {
       if (thread.joinable()) return;
       thread = std::thread([this] { rig.device->pause(); });
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      std::this_thread::sleep_for(std::chrono::seconds(1));
     };
   }
   ~PauseDuringSubmit() {
@@ -385,7 +385,7 @@ TEST(Block, ResetWaitsForOneRequestAndNotForTheRing) {
   rig.disk.on_submit = [&] {
     if (vcpu.joinable()) return;
     vcpu = std::thread([&] { rig.registers->write(test::Register::status, 0); });
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    std::this_thread::sleep_for(std::chrono::seconds(1));
   };
   rig.serve();
   vcpu.join();
