@@ -83,15 +83,7 @@ int main(const std::vector<std::string>& arguments) {
       ->check(CLI::IsMember(names));
   revert.add_flag_callback(
       "--json", [&options] { options.output = control::Output::json; }, "print JSON");
-  try {
-    // CLI11 takes them from the back.
-    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
-  } catch (const CLI::CallForHelp&) {
-    control::put(app.help());
-    return control::kExitDone;
-  } catch (const CLI::ParseError& error) {
-    return control::report(control::usage_error(app, error, "quicksave bench"));
-  }
+  if (const auto status = control::parse_words(app, arguments, "quicksave bench")) return *status;
   const Result<int> status = measure(options, arguments);
   return status ? *status : control::report(status.error());
 }

@@ -161,15 +161,7 @@ int soak_main(const std::vector<std::string>& arguments) {
   app.add_option("-m,--memory", options.memory, "the guest's; default 64M");
   app.add_flag_callback(
       "--json", [&options] { options.output = control::Output::json; }, "print JSON");
-  try {
-    // CLI11 takes them from the back.
-    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
-  } catch (const CLI::CallForHelp&) {
-    control::put(app.help());
-    return control::kExitDone;
-  } catch (const CLI::ParseError& error) {
-    return control::report(control::usage_error(app, error, "quicksave soak"));
-  }
+  if (const auto status = control::parse_words(app, arguments, "quicksave soak")) return *status;
   const Result<SoakReport> report = soak(options);
   if (!report) return control::report(report.error());
   if (options.output == control::Output::json) {

@@ -3,9 +3,12 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "vmm/base/result.h"
+#include "vmm/control/output.h"
 
 namespace control {
 
@@ -27,6 +30,21 @@ inline Error usage_error(const CLI::App& app, const CLI::ParseError& error, std:
     message = fmt::format("no verb is given after \"{}\"", command);
   }
   return make_error(ErrorKind::usage, "{}", message).with_hint(command + " --help");
+}
+
+// Gives `app` the words behind `command`. A value: the status to end with, all is said.
+inline std::optional<int> parse_words(CLI::App& app, const std::vector<std::string>& words,
+                                      const std::string& command) {
+  try {
+    // CLI11 takes them from the back.
+    app.parse(std::vector<std::string>(words.rbegin(), words.rend()));
+  } catch (const CLI::CallForHelp&) {
+    put(app.help());
+    return kExitDone;
+  } catch (const CLI::ParseError& error) {
+    return report(usage_error(app, error, command));
+  }
+  return std::nullopt;
 }
 
 }  // namespace control
