@@ -1,5 +1,7 @@
 #include "vmm/bench/host_header.h"
 
+#include <sched.h>
+
 #include <sys/sysinfo.h>
 #include <sys/utsname.h>
 #include <unistd.h>
@@ -71,6 +73,9 @@ std::vector<std::pair<std::string, std::string>> host_header(
           {"load", load_text()},
           {"files in", plan.workspace.path()},
           {"peer", plan.peer ? *plan.peer + ", microvm, qemu64" : "none"},
+          {"client", (::sched_getscheduler(0) & ~SCHED_RESET_ON_FORK) == SCHED_RR
+                         ? "runs before what it measures (SCHED_RR)"
+                         : "waits for a processor like any other process"},
           {"counts", plan.quick ? "few (--quick): for a look, not for a claim" : "full"}};
 }
 
