@@ -1,7 +1,6 @@
 #include "vmm/bench/host_header.h"
 
 #include <sched.h>
-
 #include <sys/sysinfo.h>
 #include <sys/utsname.h>
 #include <unistd.h>
