@@ -6,9 +6,8 @@ namespace blockdev {
 namespace {
 
 constexpr std::string_view kUsage =
-    "FILE,format=qcow2|raw[,mode=overlay|ro][,backing=FILE:FORMAT]...[,backing-dir=DIR], a comma "
-    "in "
-    "a name doubled";
+    "FILE,format=qcow2|raw[,mode=overlay|persist|ro][,backing=FILE:FORMAT]...[,backing-dir=DIR], "
+    "a comma in a name doubled";
 
 template <class... Args>
 Error usage(fmt::format_string<Args...> format, Args&&... args) {
@@ -44,12 +43,9 @@ Result<BackingSpec> parse_backing(std::string_view value) {
 
 Result<DiskMode> parse_mode(std::string_view value) {
   if (value == "overlay") return DiskMode::overlay;
+  if (value == "persist") return DiskMode::persist;
   if (value == "ro") return DiskMode::ro;
-  if (value == "persist") {
-    return make_error(ErrorKind::unsupported, "mode=persist is not supported yet")
-        .with_hint("mode=overlay keeps what is written in snapshots and leaves the image as it is");
-  }
-  return usage("mode={} (overlay or ro)", value);
+  return usage("mode={} (overlay, persist or ro)", value);
 }
 
 struct Given {
@@ -109,7 +105,7 @@ Result<DiskSpec> parse_disk_spec(std::string_view text) {
 std::string format_disk_spec(const DiskSpec& spec) {
   std::string text =
       fmt::format("{},format={},mode={}", doubled_commas(spec.path), image_format_name(spec.format),
-                  spec.mode == DiskMode::ro ? "ro" : "overlay");
+                  disk_mode_name(spec.mode));
   for (const BackingSpec& backing : spec.backing) {
     text += fmt::format(",backing={}:{}", doubled_commas(backing.path),
                         image_format_name(backing.format));
@@ -134,6 +130,15 @@ Result<ImageFormat> parse_image_format(std::string_view name) {
 
 std::string_view image_format_name(ImageFormat format) {
   return format == ImageFormat::raw ? "raw" : "qcow2";
+}
+
+std::string_view disk_mode_name(DiskMode mode) {
+  switch (mode) {
+    case DiskMode::overlay: return "overlay";
+    case DiskMode::persist: return "persist";
+    case DiskMode::ro: return "ro";
+  }
+  return "unknown";
 }
 
 }  // namespace blockdev

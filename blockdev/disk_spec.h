@@ -21,6 +21,7 @@ enum class ImageFormat : u8 { raw, qcow2 };
 
 enum class DiskMode : u8 {
   overlay,  // writes go to a throw-away layer, the image is never changed
+  persist,  // writes go through to the image, until a snapshot freezes it
   ro,       // writes are refused
 };
 
@@ -47,5 +48,6 @@ std::string doubled_commas(std::string_view text);
 
 Result<ImageFormat> parse_image_format(std::string_view name);
 std::string_view image_format_name(ImageFormat format);
+std::string_view disk_mode_name(DiskMode mode);
 
 }  // namespace blockdev

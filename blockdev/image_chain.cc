@@ -25,12 +25,13 @@ struct Step {
 
 class ChainOpener final {
  public:
-  explicit ChainOpener(const DiskSpec& spec) : spec_(spec) {}
+  enum class Top : u8 { for_reading, for_writing };
+  ChainOpener(const DiskSpec& spec, Top top) : spec_(spec), top_(top) {}
 
   Result<ImageChain> open() {
     std::optional<Step> step = Step{Step::Source::user, spec_.path, spec_.format};
     while (step) {
-      if (chain_.layers.size() == kMaxChainDepth) {
+      if (chain_.images.size() == kMaxChainDepth) {
         return make_error(ErrorKind::unsupported, "disk \"{}\": a chain of more than {} images",
                           spec_.path, kMaxChainDepth)
             .with_hint("qemu-img convert or rebase shortens it");
@@ -45,27 +46,50 @@ class ChainOpener final {
     return std::move(chain_);
   }
 
+  // After open(), of a chain opened for writing.
+  ImageFile take_top() { return std::move(top_file_); }
+
  private:
   // Opens one image and says what comes below it.
   Result<std::optional<Step>> open_level(const Step& step) {
-    ImageFile file = step.source == Step::Source::user
-                         ? TRY(open_image_file(step.name, step.format))
-                         : TRY(open_image_file_beneath(spec_.backing_dir, step.name, step.format));
+    ImageFile file = TRY(open_file(step));
     TRY(check_not_seen(file.identity, step.name));
+    const bool is_top = chain_.images.empty();
     chain_.images.push_back(file.identity);
     const std::string context = fmt::format("open \"{}\"", step.name);
+    if (is_top && top_ == Top::for_writing) {
+      top_file_ = {TRY(file.fd.duplicate()), file.identity};
+    }
     if (step.format == ImageFormat::raw) {
-      chain_.layers.push_back(TRY_CONTEXT(RawImage::create(std::move(file.fd)), context));
-      warn_if_shorter(step.name);
+      add_layer(step.name, TRY_CONTEXT(RawImage::create(std::move(file.fd)), context));
       return std::optional<Step>();
     }
     const auto image = TRY_CONTEXT(Qcow2Image::create(std::move(file.fd)), context);
-    chain_.layers.push_back(image);
-    warn_if_shorter(step.name);
+    add_layer(step.name, image);
     for (const std::string& text : image->header().warnings) {
       warn("\"{}\": {}", step.name, text);
     }
     return step_below(step, image->header());
+  }
+
+  Result<ImageFile> open_file(const Step& step) const {
+    if (chain_.images.empty() && top_ == Top::for_writing) {
+      return open_image_file_for_writing(step.name, step.format);
+    }
+    if (step.source == Step::Source::user) return open_image_file(step.name, step.format);
+    return open_image_file_beneath(spec_.backing_dir, step.name, step.format);
+  }
+
+  // An image that is to be written is read by who writes it, and here for its header only.
+  void add_layer(const std::string& name, LayerPointer layer) {
+    const u64 size = layer->size_bytes();
+    if (chain_.images.size() > 1 && size < size_above_) {
+      warn("\"{}\" is {} bytes shorter than the disk above it", name, size_above_ - size);
+    }
+    size_above_ = size;
+    if (chain_.images.size() > 1 || top_ == Top::for_reading) {
+      chain_.layers.push_back(std::move(layer));
+    }
   }
 
   Result<std::optional<Step>> step_below(const Step& above, const qcow2::Header& header) {
@@ -138,27 +162,29 @@ class ChainOpener final {
     return {};
   }
 
-  void warn_if_shorter(const std::string& name) {
-    if (chain_.layers.size() < 2) return;
-    const u64 above = chain_.layers[chain_.layers.size() - 2]->size_bytes();
-    const u64 size = chain_.layers.back()->size_bytes();
-    if (size < above) warn("\"{}\" is {} bytes shorter than the disk above it", name, above - size);
-  }
-
   template <class... Args>
   void warn(fmt::format_string<Args...> format, Args&&... args) {
     chain_.warnings.push_back(fmt::format(format, std::forward<Args>(args)...));
   }
 
   const DiskSpec& spec_;
+  const Top top_;
   ImageChain chain_;
+  ImageFile top_file_;
+  u64 size_above_ = 0;
   u64 backing_used_ = 0;  // entries of spec_.backing that are open
 };
 
 }  // namespace
 
 Result<ImageChain> open_image_chain(const DiskSpec& spec) {
-  return ChainOpener(spec).open();
+  return ChainOpener(spec, ChainOpener::Top::for_reading).open();
+}
+
+Result<WritableChain> open_writable_chain(const DiskSpec& spec) {
+  ChainOpener opener(spec, ChainOpener::Top::for_writing);
+  ImageChain below = TRY(opener.open());
+  return WritableChain{opener.take_top(), std::move(below)};
 }
 
 }  // namespace blockdev

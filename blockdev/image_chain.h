@@ -24,6 +24,14 @@ struct ImageChain {
 // Longer chains are refused: each level costs a lookup for every read of what is at the bottom.
 inline constexpr u64 kMaxChainDepth = 64;
 
+// All for reading, whatever the mode.
 Result<ImageChain> open_image_chain(const DiskSpec& spec);
+
+// The same with the uppermost image for writing: who writes it reads it too, so it is no layer here.
+struct WritableChain {
+  ImageFile top;
+  ImageChain below;  // `images` has the uppermost too, `layers` may be empty
+};
+Result<WritableChain> open_writable_chain(const DiskSpec& spec);
 
 }  // namespace blockdev

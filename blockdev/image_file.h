@@ -1,4 +1,5 @@
-// ImageFile: an image file opened for reading, locked against writers, with its identity.
+// ImageFile: an image file opened for reading or for writing, locked against who must not have it
+// meanwhile, with its identity.
 
 #pragma once
 
@@ -27,9 +28,15 @@ struct ImageFile {
   ImageIdentity identity;
 };
 
-// Opens a regular file or a block device read-only and takes the shared lock of image_lock.h.
+// Opens a regular file or a block device read-only and takes the reader's lock of image_lock.h.
 // Symbolic links are followed: the user named the file.
 Result<ImageFile> open_image_file(const std::string& path, ImageFormat format);
+// As above for reading and writing, with the writer's lock. The identity is that of now: it changes
+// with every write.
+Result<ImageFile> open_image_file_for_writing(const std::string& path, ImageFormat format);
+// What the file is now. REQUIRES: `fd` is of a file that this folder opened.
+Result<ImageIdentity> identify_image(const base::Fd& fd, const std::string& path,
+                                     ImageFormat format);
 
 // As above for a name found inside an image: below `directory` only, no symbolic links, regular
 // files only (openat2 with RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS).

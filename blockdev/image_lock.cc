@@ -8,12 +8,15 @@
 #include <cstdlib>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "vmm/base/log.h"
 
 namespace blockdev {
 namespace {
+
+enum class ImageUse : u8 { read, write };
 
 constexpr off_t kUsed = 100;
 constexpr off_t kNotShared = 200;
@@ -68,32 +71,60 @@ std::optional<std::string> find_holder(const struct stat& image) {
   return std::nullopt;
 }
 
-Error locked_error(const base::Fd& fd, const std::string& path) {
+Error locked_error(const base::Fd& fd, const std::string& path, ImageUse wanted) {
   struct stat image {};
   std::string holder = "another process";
   if (::fstat(fd.get(), &image) == 0) holder = find_holder(image).value_or(holder);
-  return make_error(ErrorKind::busy, "disk \"{}\" is locked for writing by {}", path, holder)
-      .with_hint("stop that process, or give this VM a copy or an overlay of the image");
+  // Who reads is in the way of a writer too; which of the two the holder is, its bytes do not tell
+  // a program that takes bytes of its own.
+  return make_error(ErrorKind::busy, "disk \"{}\" is locked{} by {}", path,
+                    wanted == ImageUse::read ? " for writing" : "", holder)
+      .with_hint(wanted == ImageUse::read
+                     ? "stop that process, or give this VM a copy or an overlay of the image"
+                     : "stop that process, or use mode=overlay, which leaves the image as it is");
+}
+
+Result<void> lock_image(const base::Fd& fd, const std::string& path, ImageUse use) {
+  constexpr off_t kReader[] = {kUsed + kRead, kNotShared + kWrite, kNotShared + kResize};
+  constexpr off_t kWriter[] = {kUsed + kRead, kUsed + kWrite, kUsed + kResize, kNotShared + kWrite,
+                               kNotShared + kResize};
+  constexpr off_t kAgainstReader[] = {kNotShared + kRead, kUsed + kWrite, kUsed + kResize};
+  constexpr off_t kAgainstWriter[] = {kNotShared + kRead, kNotShared + kWrite,
+                                      kNotShared + kResize, kUsed + kWrite, kUsed + kResize};
+  const bool writes = use == ImageUse::write;
+  // First take, then test: of two that come at once, at least one sees the other.
+  for (const off_t byte : writes ? std::span<const off_t>(kWriter) : kReader) {
+    struct flock lock = byte_lock(F_RDLCK, byte);
+    if (::fcntl(fd.get(), F_OFD_SETLK, &lock) == 0) continue;
+    if (errno == EAGAIN || errno == EACCES) return locked_error(fd, path, use);
+    const Error error = errno_error("disk \"{}\": no locks on this file system", path);
+    base::log(base::LogLevel::warning, "{}; nothing keeps others from writing it", error.message());
+    return {};
+  }
+  for (const off_t byte : writes ? std::span<const off_t>(kAgainstWriter) : kAgainstReader) {
+    struct flock lock = byte_lock(F_WRLCK, byte);
+    if (::fcntl(fd.get(), F_OFD_GETLK, &lock) != 0) return errno_error("test lock of \"{}\"", path);
+    if (lock.l_type != F_UNLCK) return locked_error(fd, path, use);
+  }
+  return {};
 }
 
 }  // namespace
 
 Result<void> lock_image_for_reading(const base::Fd& fd, const std::string& path) {
-  // First take, then test: of two that come at once, at least one sees the other.
-  for (const off_t byte : {kUsed + kRead, kNotShared + kWrite, kNotShared + kResize}) {
-    struct flock lock = byte_lock(F_RDLCK, byte);
-    if (::fcntl(fd.get(), F_OFD_SETLK, &lock) == 0) continue;
-    if (errno == EAGAIN || errno == EACCES) return locked_error(fd, path);
-    const Error error = errno_error("disk \"{}\": no locks on this file system", path);
-    base::log(base::LogLevel::warning, "{}; nothing keeps others from writing it", error.message());
-    return {};
+  return lock_image(fd, path, ImageUse::read);
+}
+
+Result<void> lock_image_for_writing(const base::Fd& fd, const std::string& path) {
+  return lock_image(fd, path, ImageUse::write);
+}
+
+void keep_lock_of_reader(const base::Fd& fd) {
+  for (const off_t byte : {kUsed + kWrite, kUsed + kResize}) {
+    struct flock lock = byte_lock(F_UNLCK, byte);
+    // Giving up what is held cannot fail; where there are no locks, nothing is held.
+    ::fcntl(fd.get(), F_OFD_SETLK, &lock);
   }
-  for (const off_t byte : {kNotShared + kRead, kUsed + kWrite, kUsed + kResize}) {
-    struct flock lock = byte_lock(F_WRLCK, byte);
-    if (::fcntl(fd.get(), F_OFD_GETLK, &lock) != 0) return errno_error("test lock of \"{}\"", path);
-    if (lock.l_type != F_UNLCK) return locked_error(fd, path);
-  }
-  return {};
 }
 
 }  // namespace blockdev

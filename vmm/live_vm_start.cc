@@ -65,6 +65,9 @@ Result<void> LiveVm::boot(const control::MachineConfig& config) {
   std::vector<DiskMark> disks;
   for (const std::string& argument : config.disks) {
     const blockdev::DiskSpec spec = TRY(blockdev::parse_disk_spec(argument));
+    if (spec.mode == blockdev::DiskMode::persist) {
+      return make_error(ErrorKind::unsupported, "mode=persist is not supported yet");
+    }
     parts.disks.push_back(TRY_CONTEXT(
         blockdev::open_disk(spec, {.spill_directory = home_.vms() + "/" + name_}), "--disk"));
     const blockdev::Disk& disk = *parts.disks.back();

@@ -27,6 +27,13 @@ TEST(DiskSpec, OverlayIsTheDefault) {
   EXPECT_EQ(parse_disk_spec("a,format=raw").value().mode, DiskMode::overlay);
 }
 
+TEST(DiskSpec, EveryModeHasANameThatReadsBack) {
+  for (const DiskMode mode : {DiskMode::overlay, DiskMode::persist, DiskMode::ro}) {
+    const DiskSpec spec{.path = "a", .mode = mode, .backing = {}, .backing_dir = {}};
+    EXPECT_EQ(parse_disk_spec(format_disk_spec(spec)).value(), spec) << disk_mode_name(mode);
+  }
+}
+
 TEST(DiskSpec, RefusesWithTheReason) {
   const std::pair<const char*, const char*> cases[] = {
       {"", "names no file"},
@@ -36,7 +43,7 @@ TEST(DiskSpec, RefusesWithTheReason) {
       {"a.img,format=raw,ro", "\"ro\" is not key=value"},
       {"a.img,format=raw,format=raw", "format= is given twice"},
       {"a.img,format=raw,mode=rw", "mode=rw"},
-      {"a.img,format=raw,mode=persist", "mode=persist is not supported yet"},
+      {"a.img,format=raw,mode=persist,mode=ro", "mode= is given twice"},
       {"a.img,format=qcow2,backing=b.img", "does not say the format"},
       {"a.img,format=qcow2,backing-dir=", "names no directory"},
   };
