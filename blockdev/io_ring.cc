@@ -1,6 +1,9 @@
 #include "blockdev/io_ring.h"
 
+#include <linux/magic.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <array>
@@ -32,6 +35,32 @@ io_uring_restriction allow(u8 opcode) {
   return restriction;
 }
 
+u64 total_bytes(std::span<const iovec> buffers) {
+  u64 total = 0;
+  for (const iovec& buffer : buffers) total += buffer.iov_len;
+  return total;
+}
+
+// One call in the usual case, and no copy of the list.
+int transfer_at_once(const IoOperation& operation) {
+  const int count = static_cast<int>(operation.buffers.size());
+  const off_t offset = static_cast<off_t>(operation.offset);
+  const ssize_t result = operation.kind == IoKind::read
+                             ? ::preadv(operation.fd, operation.buffers.data(), count, offset)
+                             : ::pwritev(operation.fd, operation.buffers.data(), count, offset);
+  if (result >= 0 && static_cast<u64>(result) == total_bytes(operation.buffers)) return 0;
+  return run_now(operation);  // says what is wrong, or goes on with what is left
+}
+
+// A read that the page cache can answer, or nothing.
+std::optional<int> read_if_cached(const IoOperation& operation) {
+  const ssize_t result =
+      ::preadv2(operation.fd, operation.buffers.data(), static_cast<int>(operation.buffers.size()),
+                static_cast<off_t>(operation.offset), RWF_NOWAIT);
+  if (result < 0 || static_cast<u64>(result) != total_bytes(operation.buffers)) return std::nullopt;
+  return 0;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<IoEngine>> make_io_engine() {
@@ -57,7 +86,7 @@ Result<void> IoRing::start() {
   result = io_uring_register_eventfd(&ring_, done_event_.fd().get());
   if (result < 0) return ring_error(result, "register an eventfd");
   std::array restrictions = {allow(IORING_OP_READV), allow(IORING_OP_WRITEV),
-                             allow(IORING_OP_FSYNC)};
+                             allow(IORING_OP_FSYNC), allow(IORING_OP_FALLOCATE)};
   result = register_with_ring(ring_, IORING_REGISTER_RESTRICTIONS, restrictions.data(),
                               restrictions.size());
   if (result < 0) return ring_error(result, "restrict a ring");
@@ -71,7 +100,33 @@ IoRing::~IoRing() {
   if (is_started_) io_uring_queue_exit(&ring_);
 }
 
+std::optional<int> IoRing::try_now(const IoOperation& operation) {
+  const bool moves_bytes = operation.kind == IoKind::read || operation.kind == IoKind::write;
+  if (!moves_bytes || operation.buffers.size() > IoTransfer::kMaxIovecs) return std::nullopt;
+  if (operation.kind == IoKind::write || is_in_memory(operation.fd)) {
+    return transfer_at_once(operation);
+  }
+  return read_if_cached(operation);
+}
+
+bool IoRing::is_in_memory(int fd) {
+  const u64 index = static_cast<u64>(fd);
+  if (index >= mediums_.size()) mediums_.resize(index + 1, Medium::unknown);
+  if (mediums_[index] == Medium::unknown) {
+    struct statfs status {};
+    const bool is_tmpfs = ::fstatfs(fd, &status) == 0 && status.f_type == TMPFS_MAGIC;
+    mediums_[index] = is_tmpfs ? Medium::memory : Medium::device;
+  }
+  return mediums_[index] == Medium::memory;
+}
+
 void IoRing::submit(const IoOperation& operation) {
+  if (operation.kind == IoKind::truncate) {
+    done_.push_back({operation.tag, run_now(operation)});
+    done_event_.signal();
+    ++in_flight_;
+    return;
+  }
   if (free_slots_.empty()) {
     free_slots_.push_back(static_cast<u32>(slots_.size()));
     slots_.emplace_back();
@@ -105,6 +160,11 @@ void IoRing::prepare(u32 slot) {
                            transfer.offset);
       break;
     case IoKind::sync: io_uring_prep_fsync(sqe, transfer.fd, IORING_FSYNC_DATASYNC); break;
+    case IoKind::punch:
+      io_uring_prep_fallocate(sqe, transfer.fd, kPunchMode, static_cast<off_t>(transfer.offset),
+                              static_cast<off_t>(transfer.length));
+      break;
+    case IoKind::truncate: CHECK(false);  // never gets here
   }
   io_uring_sqe_set_data64(sqe, slot);
   ++with_kernel_;
@@ -123,6 +183,9 @@ void IoRing::reap(std::vector<IoCompletion>& completions) {
   // Always, and before looking: the kernel signals after it posted, so a completion that was
   // already taken below may signal late and would leave the descriptor readable for nothing.
   done_event_.take();
+  in_flight_ -= static_cast<u32>(done_.size());
+  completions.insert(completions.end(), done_.begin(), done_.end());
+  done_.clear();
   io_uring_cqe* cqe = nullptr;
   bool is_kick_needed = io_uring_sq_ready(&ring_) > 0;
   while (io_uring_peek_cqe(&ring_, &cqe) == 0) {
@@ -153,6 +216,7 @@ void IoRing::reap(std::vector<IoCompletion>& completions) {
 
 void IoRing::wait() {
   CHECK(in_flight_ > 0);
+  if (!done_.empty()) return;
   int result = 0;
   do {
     result = io_uring_submit_and_wait(&ring_, 1);

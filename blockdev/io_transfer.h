@@ -1,6 +1,8 @@
-// IoTransfer: what is left of one read or write, as both engines keep it.
+// IoTransfer: what is left of one operation, as both engines keep it.
 
 #pragma once
+
+#include <fcntl.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -10,6 +12,8 @@
 
 namespace blockdev {
 
+inline constexpr int kPunchMode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+
 struct IoTransfer {
   // Linux takes 1024 buffers in one call (UIO_MAXIOV).
   static constexpr u64 kMaxIovecs = 1024;
@@ -18,6 +22,7 @@ struct IoTransfer {
   int fd = -1;
   u64 offset = 0;
   u64 tag = 0;
+  u64 length = 0;
   std::vector<iovec> buffers;
   u64 first = 0;  // buffers before this one are done
 
@@ -26,12 +31,14 @@ struct IoTransfer {
     fd = operation.fd;
     offset = operation.offset;
     tag = operation.tag;
+    length = operation.length;
     buffers.assign(operation.buffers.begin(), operation.buffers.end());
     first = 0;
     skip_done();
   }
 
-  bool is_done() const { return kind != IoKind::sync && first == buffers.size(); }
+  bool moves_bytes() const { return kind == IoKind::read || kind == IoKind::write; }
+  bool is_done() const { return moves_bytes() && first == buffers.size(); }
   const iovec* next_buffers() const { return buffers.data() + first; }
   u32 next_count() const {
     return static_cast<u32>(std::min<u64>(kMaxIovecs, buffers.size() - first));
@@ -47,7 +54,7 @@ struct IoTransfer {
       error_number = static_cast<int>(-result);
       return Step::done;
     }
-    if (kind == IoKind::sync) return Step::done;
+    if (!moves_bytes()) return Step::done;
     if (result == 0) {
       if (kind == IoKind::write) error_number = EIO;
       if (kind == IoKind::read) zero_rest();

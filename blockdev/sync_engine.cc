@@ -1,5 +1,6 @@
 #include "blockdev/sync_engine.h"
 
+#include <fcntl.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -18,6 +19,10 @@ i64 run_step(const IoTransfer& transfer) {
       result = ::pwritev(transfer.fd, transfer.next_buffers(), count, offset);
       break;
     case IoKind::sync: result = ::fdatasync(transfer.fd); break;
+    case IoKind::punch:
+      result = ::fallocate(transfer.fd, kPunchMode, offset, static_cast<off_t>(transfer.length));
+      break;
+    case IoKind::truncate: result = ::ftruncate(transfer.fd, offset); break;
   }
   return result < 0 ? -errno : result;
 }
