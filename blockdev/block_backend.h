@@ -18,6 +18,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "vmm/base/result.h"
 #include "vmm/base/types.h"
@@ -36,6 +37,7 @@ enum class BlockStatus : u8 {
   io_error,   // the request failed; its target sectors hold old or new data
   no_space,   // as io_error, and trying again once the host has room may succeed
   read_only,  // a write to a disk opened read-only
+  not_begun,  // a flush that drain() found waiting (flush_gate.h): to be submitted again later
 };
 
 // Whether write_zeroes may give the space back to the host.
@@ -77,6 +79,15 @@ class BlockQueue {
   virtual void drain() = 0;
 };
 
+// What a run of a disk reads as, as far as that is known without reading it.
+enum class Content : u8 { data, zero };
+
+struct ContentRun {
+  Content content = Content::data;
+  u64 length_bytes = 0;
+  bool operator==(const ContentRun&) const = default;
+};
+
 // Thread: all calls from any thread.
 class BlockBackend {
  public:
@@ -87,6 +98,14 @@ class BlockBackend {
   // What discard works in: requests smaller than this or off its boundaries may be ignored.
   virtual u32 discard_granularity_bytes() const = 0;
   virtual Result<std::unique_ptr<BlockQueue>> open_queue() = 0;
+  // What the front of a range holds, as runs of whole sectors from `offset` on: at least one, at
+  // most `max_runs`, together not longer than the range. Writes meanwhile may or may not be seen.
+  // A disk that cannot tell says data. REQUIRES: whole sectors within the disk, length_bytes > 0,
+  // max_runs > 0.
+  virtual Result<std::vector<ContentRun>> map_content(u64 /*offset_bytes*/, u64 length_bytes,
+                                                      u64 /*max_runs*/) const {
+    return std::vector<ContentRun>{{Content::data, length_bytes}};
+  }
 };
 
 }  // namespace blockdev

@@ -1,5 +1,6 @@
 #include "blockdev/disk.h"
 
+#include "blockdev/content_map.h"
 #include "blockdev/disk_queue.h"
 #include "blockdev/image_chain.h"
 #include "blockdev/qcow2_image.h"
@@ -19,6 +20,13 @@ class ReadOnlyDisk final : public BlockBackend {
   u32 discard_granularity_bytes() const override { return kBlockBytes; }
   Result<std::unique_ptr<BlockQueue>> open_queue() override {
     return std::unique_ptr<BlockQueue>(std::make_unique<DiskQueue>(stack_, TRY(make_io_engine())));
+  }
+  Result<std::vector<ContentRun>> map_content(u64 offset_bytes, u64 length_bytes,
+                                              u64 max_runs) const override {
+    std::vector<ContentRun> found;
+    ContentRuns runs(max_runs, found);
+    TRY(map_layers(stack_.lower, offset_bytes, length_bytes, runs));
+    return found;
   }
 
  private:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "blockdev/content_map.h"
 #include "vmm/base/check.h"
 
 namespace blockdev {
@@ -34,6 +35,26 @@ Overlay::~Overlay() = default;
 
 Result<std::unique_ptr<BlockQueue>> Overlay::open_queue() {
   return std::unique_ptr<BlockQueue>(std::make_unique<DiskQueue>(stack_, TRY(make_io_engine())));
+}
+
+Result<std::vector<ContentRun>> Overlay::map_content(u64 offset_bytes, u64 length_bytes,
+                                                     u64 max_runs) const {
+  std::vector<ContentRun> found;
+  ContentRuns runs(max_runs, found);
+  const u64 end = offset_bytes + length_bytes;
+  for (u64 at = offset_bytes; at < end;) {
+    const u64 block = at / kBlockBytes;
+    const OverlayLayer::BlockRun run = active_->block_run(block);
+    const u64 length = std::min(end, (block + run.count) * kBlockBytes) - at;
+    // A block with sectors of several kinds counts as data: at worst zeros are read for nothing.
+    const Content content = run.state == BlockState::zero ? Content::zero : Content::data;
+    const bool is_taken = run.state == BlockState::absent
+                              ? TRY(map_layers(stack_.lower, at, length, runs)) == MapStep::more
+                              : runs.add({content, length});
+    if (!is_taken) break;
+    at += length;
+  }
+  return found;
 }
 
 Result<SealedPointer> Overlay::seal() {

@@ -44,6 +44,8 @@ class Overlay final : public BlockBackend {
   bool is_read_only() const override { return false; }
   u32 discard_granularity_bytes() const override { return kBlockBytes; }
   Result<std::unique_ptr<BlockQueue>> open_queue() override;
+  Result<std::vector<ContentRun>> map_content(u64 offset_bytes, u64 length_bytes,
+                                              u64 max_runs) const override;
 
   // REQUIRES for all below: drained.
 

@@ -306,6 +306,18 @@ ExtentKind OverlayLayer::sector_kind(u64 sector) const {
   return (zero_of(entry) & bit) != 0 ? ExtentKind::zero : ExtentKind::below;
 }
 
+OverlayLayer::BlockRun OverlayLayer::block_run(u64 block) const {
+  const u64 chunk = block / kBlocksPerChunk;
+  const u64 end = chunk * kBlocksPerChunk + blocks_in_chunk(chunk);
+  const base::MutexLock lock(lock_of(chunk));
+  BlockRun run{block_state(block), 1};
+  const bool is_uniform = chunk_state(chunk) != ChunkState::mapped;
+  while (block + run.count < end && (is_uniform || block_state(block + run.count) == run.state)) {
+    ++run.count;
+  }
+  return run;
+}
+
 BlockState OverlayLayer::block_state(u64 block) const {
   const u64 chunk = block / kBlocksPerChunk;
   if (chunk_state(chunk) == ChunkState::absent) return BlockState::absent;

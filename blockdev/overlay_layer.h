@@ -58,6 +58,15 @@ class OverlayLayer final : public Layer {
   BlockStatus read(ByteRange& range, IovecCursor& to, u64 max_runs,
                    std::vector<ByteRange>& missing) const;
 
+  // A block and those after it that are in the same state, at most to the end of its chunk.
+  struct BlockRun {
+    BlockState state;
+    u64 count;
+  };
+  // Also while others write.
+  BlockRun block_run(u64 block) const;
+
+  // REQUIRES for the two below: sealed.
   BlockState block_state(u64 block) const;
   // A block that is not absent, or the first one past the end, at or after `block`, skipping
   // absent chunks at once.
