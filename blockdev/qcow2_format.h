@@ -62,6 +62,7 @@ enum IncompatibleFeature : u64 {
 };
 inline constexpr u64 kKnownIncompatible =
     kDirty | kCorrupt | kExternalDataFile | kCompressionType | kExtendedL2;
+inline constexpr u64 kLazyRefcounts = 1 << 0;  // compatible
 inline constexpr u64 kAutoclearBitmaps = 1 << 0;
 
 enum ExtensionType : u32 {

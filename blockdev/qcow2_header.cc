@@ -233,6 +233,7 @@ Result<Header> read_header(const base::Fd& fd, u64 file_bytes) {
   const Extensions extensions = TRY(parse_extensions(wire, first_cluster));
   TRY(check_features(wire, extensions, header.warnings));
 
+  header.wire = wire;
   header.version = wire.version;
   header.cluster_bits = wire.cluster_bits;
   header.size_bytes = base::align_down(wire.size, 512);

@@ -30,6 +30,7 @@ struct Header {
   std::string backing_format;  // as the extension says it; empty: it says nothing
   u32 snapshot_count = 0;
   std::vector<std::string> warnings;
+  WireHeader wire;  // as in the file; the version 3 fields of a version 2 image: what it means
 
   u64 cluster_bytes() const { return u64{1} << cluster_bits; }
 };
