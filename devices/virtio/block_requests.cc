@@ -205,7 +205,8 @@ void BlockRequests::on_done(blockdev::BlockRequest& request, BlockStatus status)
   Slot& slot = static_cast<Slot&>(request);
   if (status == BlockStatus::ok && slot.range_next == slot.range_count) {
     finish(slot, Status::ok);
-  } else if (status == BlockStatus::ok && slot.sink->must_yield()) {
+  } else if ((status == BlockStatus::ok && slot.sink->must_yield()) ||
+             status == BlockStatus::not_begun) {
     hold(slot);
   } else if (status == BlockStatus::ok) {
     submit_next_piece(slot);

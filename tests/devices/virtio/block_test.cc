@@ -441,6 +441,27 @@ TEST(Block, NoSpaceHoldsTheRequestUntilResume) {  // G33
   EXPECT_EQ(rig.disk.bytes[0], 0x66);
 }
 
+// A drain finds a flush that waits for something which may take long: the guest must not notice.
+TEST(Block, FlushThatADrainFoundWaitingIsDoneAfterTheResume) {
+  BlockRig rig;
+  rig.start();
+  rig.disk.completion = test::Completion::held;
+  rig.disk.write_status = blockdev::BlockStatus::not_begun;
+  const u16 head = rig.request(0, kFlush, 0, {});
+  rig.serve();
+  rig.device->pause();
+  rig.device->drain();
+  EXPECT_EQ(rig.driver().used_index(), 0);
+  rig.disk.completion = test::Completion::at_poll;
+  rig.disk.write_status = blockdev::BlockStatus::ok;
+  rig.device->resume();
+  rig.serve();
+  rig.serve();
+  EXPECT_EQ(rig.driver().take_used(), (test::Used{head, 1}));
+  EXPECT_EQ(rig.status_of(0), kOk);
+  EXPECT_EQ(rig.disk.flushes, 1);
+}
+
 TEST(Block, HeldRequestIsStillInFlightForTheRing) {  // G19
   BlockRig rig;
   rig.start();
