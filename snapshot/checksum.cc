@@ -9,7 +9,7 @@
 namespace snapshot {
 namespace {
 
-constexpr std::string_view kPrefix = "xxh3-128:";
+constexpr std::string_view kDigestPrefix = "xxh3-128:";
 constexpr u64 kReadBytes = base::kMiB;
 
 Checksum from_hash(XXH128_hash_t hash) {
@@ -35,10 +35,10 @@ Result<Checksum> Checksum::parse(std::string_view text) {
   const auto refuse = [&] {
     return make_error(ErrorKind::corrupt, "\"{}\" is not a checksum", text.substr(0, 64));
   };
-  if (text.size() != kPrefix.size() + 32 || !text.starts_with(kPrefix)) return refuse();
+  if (text.size() != kDigestPrefix.size() + 32 || !text.starts_with(kDigestPrefix)) return refuse();
   Checksum sum;
   for (std::size_t i = 0; i < 32; ++i) {
-    const char c = text[kPrefix.size() + i];
+    const char c = text[kDigestPrefix.size() + i];
     const bool digit = c >= '0' && c <= '9';
     if (!digit && !(c >= 'a' && c <= 'f')) return refuse();
     const int value = digit ? c - '0' : c - 'a' + 10;
@@ -48,7 +48,7 @@ Result<Checksum> Checksum::parse(std::string_view text) {
 }
 
 std::string Checksum::to_string() const {
-  std::string text(kPrefix);
+  std::string text(kDigestPrefix);
   for (const u8 byte : bytes) text += fmt::format("{:02x}", byte);
   return text;
 }

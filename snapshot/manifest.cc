@@ -120,7 +120,8 @@ json to_json(const DiskLayer& layer) {
   return {{"owner", layer.owner.to_string()},
           {"file", layer.file},
           {"size", layer.size_bytes},
-          {"checksum", fmt::format("xxh3-64:{:016x}", layer.checksum)}};
+          {"checksum",
+           layer.checksum ? json(fmt::format("xxh3-64:{:016x}", *layer.checksum)) : json()}};
 }
 
 Result<u64> parse_checksum64(std::string_view text) {
@@ -142,7 +143,11 @@ Result<DiskLayer> read_layer(const json& value, const std::string& place) {
   layer.owner = TRY(object.parsed("owner", Uuid::parse));
   layer.file = TRY(file_name(object, "file"));
   layer.size_bytes = TRY(object.number("size", kMaximumFileBytes));
-  layer.checksum = TRY(object.parsed("checksum", parse_checksum64));
+  if (object.is_null("checksum")) {
+    TRY(object.skip("checksum"));
+  } else {
+    layer.checksum = TRY(object.parsed("checksum", parse_checksum64));
+  }
   TRY(object.finish());
   return layer;
 }
@@ -159,40 +164,15 @@ auto read_array(JsonObject& object, const char* key, u64 limit, Read read)
   return elements;
 }
 
-json to_json(const Disk& disk);
+json to_json(const Disk& disk) {
+  return disk.to_json();
+}
 
 template <class T>
 json to_json_array(const std::vector<T>& elements) {
   json array = json::array();
   for (const T& element : elements) array.push_back(to_json(element));
   return array;
-}
-
-json to_json(const Disk& disk) {
-  return {{"slot", disk.slot},
-          {"name", disk.name},
-          {"mode", disk.mode},
-          {"virtual_size", disk.virtual_bytes},
-          {"bases", to_json_array(disk.bases)},
-          {"layers", to_json_array(disk.layers)}};
-}
-
-Result<Disk> read_disk(const json& value, const std::string& place) {
-  JsonObject object = TRY(JsonObject::of(value, place));
-  Disk disk;
-  disk.slot = static_cast<u32>(TRY(object.number("slot", kMaximumDisks - 1)));
-  disk.name = TRY(object.text("name", 64));
-  disk.mode = TRY(object.text("mode", 16));
-  disk.virtual_bytes = TRY(object.number("virtual_size", kMaximumFileBytes));
-  disk.bases = TRY(read_array(object, "bases", kMaximumLayers, read_base));
-  disk.layers = TRY(read_array(object, "layers", kMaximumLayers, read_layer));
-  TRY(object.finish());
-  if (disk.bases.empty()) return make_error(ErrorKind::corrupt, "{}.bases is empty", place);
-  if (disk.mode != "overlay" && disk.mode != "persist" && disk.mode != "ro") {
-    return make_error(ErrorKind::corrupt, "{}.mode \"{}\" is not overlay, persist or ro", place,
-                      disk.mode);
-  }
-  return disk;
 }
 
 // Every file of this object once: two entries that name one file are a forgery.
@@ -266,7 +246,7 @@ Result<Manifest> read_manifest(const json& document) {
   manifest.memory = TRY(read_array(object, "memory", kMaximumMemoryLayers, read_memory_layer));
   const json* const state = TRY(object.object("state"));
   manifest.state = TRY(read_state(*state, "state"));
-  manifest.disks = TRY(read_array(object, "disks", kMaximumDisks, read_disk));
+  manifest.disks = TRY(read_array(object, "disks", kMaximumDisks, Disk::from_json));
   TRY(object.finish());
   TRY(check_consistency(manifest));
   return manifest;
@@ -281,6 +261,33 @@ std::string_view major_version(std::string_view kernel) {
 
 std::string disk_layer_file(u32 slot) {
   return fmt::format("disk-{}.qcow2", slot);
+}
+
+json Disk::to_json() const {
+  return {{"slot", slot},
+          {"name", name},
+          {"mode", mode},
+          {"virtual_size", virtual_bytes},
+          {"bases", to_json_array(bases)},
+          {"layers", to_json_array(layers)}};
+}
+
+Result<Disk> Disk::from_json(const json& value, const std::string& place) {
+  JsonObject object = TRY(JsonObject::of(value, place));
+  Disk disk;
+  disk.slot = static_cast<u32>(TRY(object.number("slot", kMaximumDisks - 1)));
+  disk.name = TRY(object.text("name", 64));
+  disk.mode = TRY(object.text("mode", 16));
+  disk.virtual_bytes = TRY(object.number("virtual_size", kMaximumFileBytes));
+  disk.bases = TRY(read_array(object, "bases", kMaximumLayers, read_base));
+  disk.layers = TRY(read_array(object, "layers", kMaximumLayers, read_layer));
+  TRY(object.finish());
+  if (disk.bases.empty()) return make_error(ErrorKind::corrupt, "{}.bases is empty", place);
+  if (disk.mode != "overlay" && disk.mode != "persist" && disk.mode != "ro") {
+    return make_error(ErrorKind::corrupt, "{}.mode \"{}\" is not overlay, persist or ro", place,
+                      disk.mode);
+  }
+  return disk;
 }
 
 std::string Manifest::serialize() const {

@@ -20,7 +20,7 @@
 
 namespace snapshot {
 
-inline constexpr u32 kManifestVersion = 1;
+inline constexpr u32 kManifestVersion = 2;
 inline constexpr u64 kMaximumManifestBytes = 4 * base::kMiB;
 
 // Names of the files in a snapshot's directory.
@@ -95,7 +95,10 @@ struct DiskLayer {
   Uuid owner;
   std::string file;
   u64 size_bytes = 0;
-  u64 checksum = 0;  // XXH3-64 of the whole file: blockdev::LayerFile::checksum
+  // XXH3-64 of the whole file: blockdev::LayerFile::checksum. Nothing for a layer that the guest wrote
+  // through to: it is as it was when it was frozen, and reading all of it would hold up the guest's
+  // flushes.
+  std::optional<u64> checksum;
   friend bool operator==(const DiskLayer&, const DiskLayer&) = default;
 };
 
@@ -106,6 +109,10 @@ struct Disk {
   u64 virtual_bytes = 0;         // what the guest sees
   std::vector<BaseImage> bases;  // bottom first, so are the layers above them
   std::vector<DiskLayer> layers;
+
+  nlohmann::json to_json() const;
+  // `place` is for messages: "disks[0]".
+  static Result<Disk> from_json(const nlohmann::json& value, const std::string& place);
   friend bool operator==(const Disk&, const Disk&) = default;
 };
 

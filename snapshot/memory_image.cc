@@ -12,7 +12,7 @@
 namespace snapshot {
 namespace {
 
-alignas(base::kPageBytes) constexpr u8 kZeroPage[base::kPageBytes] = {};
+alignas(base::kPageBytes) constexpr u8 kZeros[base::kPageBytes] = {};
 
 // How many pages from `page` on, at most `limit`, are all in the set or all outside it.
 u64 uniform_run(const memory::PageSet& pages, u64 page, u64 limit) {
@@ -116,7 +116,7 @@ const memory::PageSet& MemoryImage::pages_in_file() const {
 
 const u8* MemoryImage::page(u64 page) const {
   const Piece found = piece(page, 1);
-  return found.data == nullptr ? kZeroPage : found.data;
+  return found.data == nullptr ? kZeros : found.data;
 }
 
 void MemoryImage::populate() const {

@@ -1,5 +1,6 @@
 #include "snapshot/object_graph.h"
 
+#include "snapshot/disk_heads.h"
 #include "snapshot/store_files.h"
 
 namespace snapshot {
@@ -39,6 +40,20 @@ Result<ObjectGraph> ObjectGraph::read(const std::string& snapshots, const std::s
       }
     }
   }
+  for (const std::string& vm : owners) {
+    if (!check_plain_name("VM name", vm)) continue;
+    const auto heads = read_disk_heads(fmt::format("{}/{}", vms, vm));
+    if (!heads) {
+      graph.damaged_.push_back(fmt::format("VM \"{}\": {}", vm, heads.error().message()));
+      continue;
+    }
+    for (const DiskHead& head : *heads) {
+      for (const DiskLayer& layer : head.below.layers) {
+        graph.heads_[layer.owner].push_back(
+            fmt::format("disk {} of VM \"{}\"", head.below.name, vm));
+      }
+    }
+  }
   const std::vector<std::string> entries = TRY(names_in(snapshots));
   for (const std::string& entry : entries) {
     const Result<Uuid> uuid = Uuid::parse(entry);
@@ -62,6 +77,12 @@ std::vector<std::string> ObjectGraph::children_of(const Uuid& uuid) const {
               : fmt::format("snapshot {}, which has no name but is in use", child.to_string()));
   }
   return children;
+}
+
+const std::vector<std::string>& ObjectGraph::heads_on(const Uuid& uuid) const {
+  static const std::vector<std::string> kNone;
+  const auto found = heads_.find(uuid);
+  return found == heads_.end() ? kNone : found->second;
 }
 
 u32 ObjectGraph::name_count(const Uuid& uuid) const {

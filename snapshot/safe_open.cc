@@ -25,7 +25,8 @@ Result<void> check_owner(const struct stat& status, std::string_view what, std::
 
 }  // namespace
 
-Result<base::Fd> open_plain_file(const base::Fd& directory, const std::string& name) {
+Result<base::Fd> open_plain_file(const base::Fd& directory, const std::string& name,
+                                 HardLinks allowed) {
   TRY(check_plain_name("file name", name));
   open_how how{};
   // O_NONBLOCK: opening a pipe must not wait for a writer.
@@ -39,17 +40,18 @@ Result<base::Fd> open_plain_file(const base::Fd& directory, const std::string& n
   if (!S_ISREG(status.st_mode)) {
     return make_error(ErrorKind::corrupt, "\"{}\" is not a regular file", name);
   }
-  if (status.st_nlink != 1) {
-    return make_error(ErrorKind::corrupt, "\"{}\" has {} hard links, may have one", name,
-                      status.st_nlink);
+  const nlink_t most = allowed == HardLinks::none ? 1 : 2;
+  if (status.st_nlink > most) {
+    return make_error(ErrorKind::corrupt, "\"{}\" has {} hard links, may have {}", name,
+                      status.st_nlink, most == 1 ? "one" : "two");
   }
   TRY(check_owner(status, "file", name));
   return file;
 }
 
 Result<base::Fd> open_sized_file(const base::Fd& directory, const std::string& name,
-                                 u64 size_bytes) {
-  base::Fd file = TRY(open_plain_file(directory, name));
+                                 u64 size_bytes, HardLinks allowed) {
+  base::Fd file = TRY(open_plain_file(directory, name, allowed));
   const u64 size = TRY(base::file_size(file));
   if (size != size_bytes) {
     return make_error(ErrorKind::corrupt, "\"{}\" has {} bytes, the manifest says {}", name, size,

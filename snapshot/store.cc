@@ -36,12 +36,17 @@ Result<Manifest> read_manifest_of(const base::Fd& directory, const Uuid& uuid) {
   return manifest;
 }
 
+// A layer that the guest wrote through to comes from the VM's directory, where its name goes last.
+HardLinks links_of(const Disk& disk) {
+  return disk.mode == "persist" ? HardLinks::one_other : HardLinks::none;
+}
+
+}  // namespace
+
 Result<Manifest> read_manifest_at(const std::string& path, const Uuid& uuid) {
   const base::Fd directory = TRY(open_private_directory(path));
   return read_manifest_of(directory, uuid);
 }
-
-}  // namespace
 
 Result<base::Fd> SnapshotObject::open_file(const std::string& name) const {
   return open_plain_file(directory_, name);
@@ -108,7 +113,8 @@ Result<void> SnapshotStore::check_files(const SnapshotObject& object) const {
           elsewhere = TRY(open_private_directory(object_path(layer.owner)));
         }
         const base::Fd& directory = elsewhere ? elsewhere : object.directory();
-        const base::Fd file = TRY(open_sized_file(directory, layer.file, layer.size_bytes));
+        const base::Fd file =
+            TRY(open_sized_file(directory, layer.file, layer.size_bytes, links_of(disk)));
         if (layer.size_bytes > kSmallFileBytes) return {};
         return check_disk_layer(file, layer);
       };
@@ -156,7 +162,8 @@ Result<void> SnapshotStore::check(const SnapshotObject& object) const {
   for (const Disk& disk : object.manifest().disks) {
     for (const DiskLayer& layer : disk.layers) {
       const base::Fd directory = TRY(open_private_directory(object_path(layer.owner)));
-      const base::Fd file = TRY(open_sized_file(directory, layer.file, layer.size_bytes));
+      const base::Fd file =
+          TRY(open_sized_file(directory, layer.file, layer.size_bytes, links_of(disk)));
       TRY_CONTEXT(check_disk_layer(file, layer), fmt::format("disk \"{}\"", disk.name));
     }
   }

@@ -8,9 +8,11 @@
 //            /.UUID.tmp-xxxxxxxx/      an object that is being written
 //            /.trash-xxxxxxxx/         an object that is being removed
 //   VMS/NAME/refs/SNAPSHOT             the UUID and a newline
+//           /disks.json                what the newest state of its disks rests on (disk_heads.h)
 //
 // An object appears by rename, after everything in it is durable; its name appears after that. So
-// what is listed is whole. An object stays while a name, a child, or a live process needs it.
+// what is listed is whole. An object stays while a name, a child, a VM's disk or a live process needs
+// it.
 //
 // Invariant: a process that is killed at any moment leaves either a whole snapshot or leftovers
 // that nobody sees and gc() removes. Thread: all calls from any thread; SnapshotDraft and
@@ -117,13 +119,19 @@ class SnapshotStore final {
   // Reads everything: every chunk of memory, every disk layer.
   Result<void> check(const SnapshotObject& object) const;
 
+  // Refuses an image that a snapshot, or the newest state of a VM's persistent disk, rests on as it is
+  // now; the message says which, and the hint what to do. A file that has changed since is of no use
+  // to them any more and may be written.
+  Result<void> check_may_write(const std::string& image) const;
+
   // Whole snapshots by creation time. All VMs when `vm` is empty.
   Result<std::vector<ListedSnapshot>> list(const std::string& vm) const;
 
   // Removes the name and the object. Refused while another snapshot rests on it or a process uses
   // it (a live VM lets go of its own first).
   Result<void> remove(const std::string& vm, const std::string& name) const;
-  // Removes all names of `vm`, then what nobody needs any more.
+  // Removes all names of `vm` and its claim on what its disks rest on (disk_heads.h), then what nobody
+  // needs any more.
   Result<void> remove_names(const std::string& vm) const;
 
   // Removes what processes left that died while they wrote or removed an object. Reads no manifest.

@@ -9,8 +9,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 
+#include "blockdev/qcow2_check.h"
 #include "vmm/base/check.h"
 
 namespace snapshot {
@@ -68,23 +70,51 @@ Result<void> rename_new(const std::string& from, const std::string& to) {
   return {};
 }
 
-Result<void> write_new_file(const std::string& directory, const std::string& name,
-                            std::string_view text) {
-  const std::string temporary = fmt::format("{}/.{}.tmp-{}", directory, name, random_suffix());
+namespace {
+
+// The image's own tables must agree. A leak is space lost, not data.
+Result<void> check_tables(const base::Fd& file, const DiskLayer& layer) {
+  const auto report = TRY_CONTEXT(blockdev::qcow2::check_image(file), layer.file);
+  if (report.corruptions + report.check_errors == 0) return {};
+  return make_error(ErrorKind::corrupt, "\"{}\" is damaged: {}", layer.file,
+                    report.findings.empty() ? "its tables disagree" : report.findings.front());
+}
+
+// Under `temporary` first; `appear` gives it its name.
+Result<void> write_then(const std::string& temporary, std::string_view text,
+                        const std::function<Result<void>()>& appear) {
   const auto write = [&]() -> Result<void> {
     const base::Fd file = TRY(base::open_file(temporary, O_WRONLY | O_CREAT | O_EXCL, 0600));
     TRY(base::write_all(file, {reinterpret_cast<const u8*>(text.data()), text.size()}));
     TRY(base::sync_file(file));
-    return rename_new(temporary, directory + "/" + name);
+    return appear();
   };
   Result<void> written = write();
-  if (!written) {
-    ::unlink(temporary.c_str());
-    return written;
-  }
+  if (!written) ::unlink(temporary.c_str());
+  return written;
+}
+
+}  // namespace
+
+Result<void> write_new_file(const std::string& directory, const std::string& name,
+                            std::string_view text) {
+  const std::string temporary = fmt::format("{}/.{}.tmp-{}", directory, name, random_suffix());
+  const std::string path = directory + "/" + name;
+  TRY(write_then(temporary, text, [&] { return rename_new(temporary, path); }));
   Result<void> synced = base::sync_directory(directory);
-  if (!synced) ::unlink((directory + "/" + name).c_str());
+  if (!synced) ::unlink(path.c_str());
   return synced;
+}
+
+Result<void> replace_file(const std::string& directory, const std::string& name,
+                          std::string_view text) {
+  const std::string temporary = fmt::format("{}/.{}.tmp-{}", directory, name, random_suffix());
+  const std::string path = directory + "/" + name;
+  TRY(write_then(temporary, text, [&]() -> Result<void> {
+    if (::rename(temporary.c_str(), path.c_str()) != 0) return errno_error("replace \"{}\"", path);
+    return {};
+  }));
+  return base::sync_directory(directory);
 }
 
 Result<void> remove_file(const std::string& directory, const std::string& name) {
@@ -101,10 +131,11 @@ void remove_directory(const std::string& path) {
 }
 
 Result<void> check_disk_layer(const base::Fd& file, const DiskLayer& layer) {
+  if (!layer.checksum) return check_tables(file, layer);
   const u64 found = TRY_CONTEXT(checksum64_of_file(file), layer.file);
-  if (found != layer.checksum) {
+  if (found != *layer.checksum) {
     return make_error(ErrorKind::corrupt, "\"{}\": checksum {:016x}, the manifest says {:016x}",
-                      layer.file, found, layer.checksum);
+                      layer.file, found, *layer.checksum);
   }
   return {};
 }

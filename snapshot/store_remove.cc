@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "snapshot/disk_heads.h"
 #include "snapshot/file_lock.h"
 #include "snapshot/object_graph.h"
 #include "snapshot/store.h"
@@ -38,6 +39,11 @@ Result<void> SnapshotStore::remove(const std::string& vm, const std::string& nam
       return make_error(ErrorKind::busy, "{} is needed by {}", what, children.front())
           .with_hint("delete that one first");
     }
+    const std::vector<std::string>& heads = graph.heads_on(uuid);
+    if (!heads.empty()) {
+      return make_error(ErrorKind::busy, "{} is needed by {}", what, heads.front())
+          .with_hint("what that VM's guest wrote since lies above it; quicksave rm drops it");
+    }
     const std::string path = object_path(uuid);
     Result<base::Fd> lock = lock_for_removal(path);
     if (!lock && lock.error().kind() == ErrorKind::busy) {
@@ -62,6 +68,10 @@ Result<void> SnapshotStore::remove_names(const std::string& vm) const {
   TRY(check_plain_name("VM name", vm));
   const std::vector<std::string> names = TRY(names_in(refs_path(vm)));
   for (const std::string& name : names) TRY(remove_file(refs_path(vm), name));
+  const std::string directory = vms_ + "/" + vm;
+  if (::access((directory + "/" + kDiskHeadsFile).c_str(), F_OK) == 0) {
+    TRY(remove_file(directory, kDiskHeadsFile));
+  }
   TRY(gc());
   return {};
 }
