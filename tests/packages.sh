@@ -4,10 +4,10 @@
 # The program and its unit tests.
 BUILD_PACKAGES="g++ cmake ninja-build pkg-config acpica-tools liburing-dev nlohmann-json3-dev
   libcli11-dev libfmt-dev libexpected-dev zlib1g-dev libzstd-dev libxxhash-dev libboost-dev
-  libgtest-dev libgmock-dev"
-# Judges and peers: qemu-img, qemu-io, QEMU itself; stock guests.
-TEST_PACKAGES="python3-minimal qemu-utils qemu-system-x86 e2fsprogs mmdebstrap busybox-static cpio
-  socat kmod"
+  libgtest-dev libgmock-dev nbdkit-plugin-dev"
+# Judges and peers: qemu-img, qemu-io, QEMU itself; NBD clients for our images; stock guests.
+TEST_PACKAGES="python3-minimal qemu-utils qemu-system-x86 nbdkit libnbd-bin fio e2fsprogs mmdebstrap
+  busybox-static cpio socat kmod"
 
 # install_packages NAME...: installs those that are missing, with apt-get's output in a log.
 install_packages() {
