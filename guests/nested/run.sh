@@ -57,7 +57,7 @@ trap 'exit 130' INT TERM HUP
 mkdir -p "$run/payload/bin" "$run/payload/results"
 cp -L "$(dirname -- "$script")"/* "$run/payload/" 2>/dev/null || true
 [ -z "$binary" ] || cp -L "$binary" "$run/payload/bin/quicksave"
-printf %s "$extra" | while read -r item; do [ -z "$item" ] || cp -RL "$item" "$run/payload/"; done
+printf '%s\n' "$extra" | while read -r item; do [ -z "$item" ] || cp -RL "$item" "$run/payload/"; done
 {
   echo 'export PATH=/payload/bin:$PATH'
   echo 'export QUICKSAVE_HOME=/payload/home PYTHONDONTWRITEBYTECODE=1'

@@ -127,11 +127,14 @@ class Qemu:
     def _dir(self, name):
         return "%s/qemu/%s" % (WORK, name)
 
+    def disk(self, name):
+        return self._dir(name) + "/disk.qcow2"
+
     def start(self, name, spec, snapshot=None):
         where = self._dir(name)
         os.makedirs(where, exist_ok=True)
         # A snapshot needs one writable disk that can hold it; a guest without a disk gets an empty one.
-        disk = where + "/disk.qcow2"
+        disk = self.disk(name)
         if not os.path.exists(disk):
             words = ["-b", spec.disk, "-F", "qcow2", disk] if spec.disk else [disk, "1G"]
             command("qemu-img", "create", "-q", "-f", "qcow2", *words)
@@ -205,13 +208,13 @@ class Qemu:
 
     def restore(self, name, snapshot, new_name):
         os.makedirs(self._dir(new_name), exist_ok=True)
-        shutil.copyfile(self._dir(name) + "/disk.qcow2", self._dir(new_name) + "/disk.qcow2")
+        shutil.copyfile(self.disk(name), self.disk(new_name))
         self.start(new_name, self.specs[name], snapshot)
 
     def snapshot_layers(self, name, snapshot, out):
         # An internal snapshot as a layer of its own.
         command("qemu-img", "convert", "-U", "-f", "qcow2", "-l", snapshot, "-B", self.specs[name].disk, "-F", "qcow2", "-O", "qcow2",
-                self._dir(name) + "/disk.qcow2", out + "/layer-0.qcow2")
+                self.disk(name), out + "/layer-0.qcow2")
 
     def stop(self, name):
         machine = self.machines.pop(name, None)
