@@ -14,22 +14,22 @@ namespace {
 namespace asio = boost::asio;
 using WaitType = asio::posix::stream_descriptor::wait_type;
 
-// One watched descriptor with its two callbacks. Shared with the pending waits, which may complete
-// once more after unwatch(): `dropped` tells them.
-struct Watch {
-  explicit Watch(asio::io_context& context) : descriptor(context) {}
-  ~Watch() {
-    if (descriptor.is_open()) descriptor.release();  // borrowed: never closed here
-  }
-  asio::posix::stream_descriptor descriptor;
-  std::function<bool()> on_readable;
-  std::function<bool()> on_writable;
-  bool dropped = false;
-};
-
 }  // namespace
 
 struct Loop::Impl {
+  // One watched descriptor with its two callbacks. Shared with the pending waits, which may complete
+  // once more after unwatch(): `dropped` tells them.
+  struct Watch {
+    explicit Watch(asio::io_context& context) : descriptor(context) {}
+    ~Watch() {
+      if (descriptor.is_open()) descriptor.release();  // borrowed: never closed here
+    }
+    asio::posix::stream_descriptor descriptor;
+    std::function<bool()> on_readable;
+    std::function<bool()> on_writable;
+    bool dropped = false;
+  };
+
   // One thread runs the loop; others only post.
   asio::io_context context{1};
   asio::executor_work_guard<asio::io_context::executor_type> keep_running{context.get_executor()};
@@ -88,14 +88,14 @@ void Loop::post(std::function<void()> work) {
 }
 
 void Loop::watch_readable(int fd, std::function<bool()> ready) {
-  const std::shared_ptr<Watch> watch = impl_->watch(fd);
+  const std::shared_ptr<Impl::Watch> watch = impl_->watch(fd);
   const bool waiting = static_cast<bool>(watch->on_readable);
   watch->on_readable = std::move(ready);
   if (!waiting) impl_->wait(fd, watch, asio::posix::stream_descriptor::wait_read);
 }
 
 void Loop::watch_writable(int fd, std::function<bool()> ready) {
-  const std::shared_ptr<Watch> watch = impl_->watch(fd);
+  const std::shared_ptr<Impl::Watch> watch = impl_->watch(fd);
   const bool waiting = static_cast<bool>(watch->on_writable);
   watch->on_writable = std::move(ready);
   if (!waiting) impl_->wait(fd, watch, asio::posix::stream_descriptor::wait_write);

@@ -9,6 +9,9 @@
 
 namespace kvm {
 
+// KVM_MAX_CPUID_ENTRIES of the kernel.
+inline constexpr u32 kMaximumCpuidEntries = 256;
+
 struct CpuidEntry {
   u32 function = 0;
   u32 index = 0;

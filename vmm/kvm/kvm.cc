@@ -13,8 +13,6 @@ namespace kvm {
 
 namespace {
 
-// KVM_MAX_CPUID_ENTRIES of the kernel.
-constexpr u32 kMaximumCpuidEntries = 256;
 constexpr u32 kMaximumMsrIndices = 4096;
 
 struct NamedCapability {

@@ -14,7 +14,6 @@ namespace kvm {
 
 namespace {
 
-constexpr u32 kMaximumCpuidEntries = 256;
 constexpr u8 kPitModeUnset = 0xff;  // a channel that was never programmed
 
 Result<void> read_irqchip(const base::Fd& vm, u32 id, StructBytes<kvm_irqchip>& out) {

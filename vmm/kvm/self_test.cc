@@ -12,7 +12,7 @@ namespace kvm {
 
 namespace {
 
-constexpr u64 kCode = 0x1000;
+constexpr u64 kCodeAddress = 0x1000;
 constexpr u64 kRoot = 0x2000;       // PML4, PDPT, PD and PT follow each other
 constexpr u64 kOtherRoot = 0x6000;  // the same PML4 again, to change CR3 there and back
 constexpr u64 kProbe = 0x10000;     // the page looked at; its neighbour takes its place
@@ -46,7 +46,7 @@ Result<void> build_guest(memory::GuestMemory& memory) {
   }
   TRY(put(memory, kProbe, kOldByte));
   TRY(put(memory, kProbe + base::kPageBytes, kNewByte));
-  if (!memory.write(Gpa{kCode}, kLook)) {
+  if (!memory.write(Gpa{kCodeAddress}, kLook)) {
     return make_error(ErrorKind::failed, "self-test memory too small");
   }
   return {};
@@ -70,7 +70,7 @@ Result<StaleTranslations> experiment(const Kvm& kvm) {
   kvm_sregs special = flat_mode(TRY(vcpu->special_registers()), Ring::user, kRoot);
   TRY(vcpu->set_special_registers(special));
   kvm_regs registers{};
-  registers.rip = kCode;
+  registers.rip = kCodeAddress;
   registers.rflags = kFlatUserRflags;
   TRY(vcpu->set_registers(registers));
 
