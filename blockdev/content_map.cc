@@ -10,21 +10,6 @@
 namespace blockdev {
 namespace {
 
-// At least one sector of `offset`, `length` (whole sectors) of a file. Where the file cannot tell
-// (a block device), all is data.
-ContentRun map_file(int fd, u64 offset, u64 length) {
-  const auto from = static_cast<off_t>(offset);
-  const off_t data = ::lseek(fd, from, SEEK_DATA);
-  if (data < 0) return {errno == ENXIO ? Content::zero : Content::data, length};
-  // The end of a file may lie within a sector: the sector is data.
-  const u64 hole_bytes = base::align_down(static_cast<u64>(data) - offset, kSectorBytes);
-  if (hole_bytes != 0) return {Content::zero, std::min(hole_bytes, length)};
-  const off_t hole = ::lseek(fd, data, SEEK_HOLE);
-  if (hole < 0) return {Content::data, length};
-  const u64 data_bytes = base::align_up(static_cast<u64>(hole) - offset, kSectorBytes);
-  return {Content::data, std::min(std::max<u64>(data_bytes, kSectorBytes), length)};
-}
-
 MapStep map_extent(const Extent& extent, ContentRuns& runs) {
   if (extent.kind != ExtentKind::file) {
     const Content content = extent.kind == ExtentKind::computed ? Content::data : Content::zero;
@@ -40,6 +25,19 @@ MapStep map_extent(const Extent& extent, ContentRuns& runs) {
 }
 
 }  // namespace
+
+ContentRun map_file(int fd, u64 offset, u64 length) {
+  const auto from = static_cast<off_t>(offset);
+  const off_t data = ::lseek(fd, from, SEEK_DATA);
+  if (data < 0) return {errno == ENXIO ? Content::zero : Content::data, length};
+  // The end of a file may lie within a sector: the sector is data.
+  const u64 hole_bytes = base::align_down(static_cast<u64>(data) - offset, kSectorBytes);
+  if (hole_bytes != 0) return {Content::zero, std::min(hole_bytes, length)};
+  const off_t hole = ::lseek(fd, data, SEEK_HOLE);
+  if (hole < 0) return {Content::data, length};
+  const u64 data_bytes = base::align_up(static_cast<u64>(hole) - offset, kSectorBytes);
+  return {Content::data, std::min(std::max<u64>(data_bytes, kSectorBytes), length)};
+}
 
 bool ContentRuns::add(ContentRun run) {
   if (!runs_.empty() && runs_.back().content == run.content) {

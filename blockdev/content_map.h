@@ -29,6 +29,10 @@ class ContentRuns final {
   std::vector<ContentRun>& runs_;
 };
 
+// At least one sector of `offset`, `length` (whole sectors) of a file. Where the file cannot tell
+// (a block device), all is data.
+ContentRun map_file(int fd, u64 offset, u64 length);
+
 enum class MapStep : u8 { more, full };
 
 // REQUIRES: the range lies within the disk whose stack this is.

@@ -15,22 +15,6 @@ Error usage(fmt::format_string<Args...> format, Args&&... args) {
       .with_hint(std::string(kUsage));
 }
 
-// The parts between single commas, with doubled commas made one.
-std::vector<std::string> split_at_commas(std::string_view text) {
-  std::vector<std::string> parts(1);
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (text[i] != ',') {
-      parts.back() += text[i];
-    } else if (i + 1 < text.size() && text[i + 1] == ',') {
-      parts.back() += ',';
-      ++i;
-    } else {
-      parts.emplace_back();
-    }
-  }
-  return parts;
-}
-
 Result<BackingSpec> parse_backing(std::string_view value) {
   const std::size_t colon = value.rfind(':');
   if (colon == std::string_view::npos || colon == 0) {
@@ -103,9 +87,8 @@ Result<DiskSpec> parse_disk_spec(std::string_view text) {
 }
 
 std::string format_disk_spec(const DiskSpec& spec) {
-  std::string text =
-      fmt::format("{},format={},mode={}", doubled_commas(spec.path), image_format_name(spec.format),
-                  disk_mode_name(spec.mode));
+  std::string text = fmt::format("{},format={},mode={}", doubled_commas(spec.path),
+                                 image_format_name(spec.format), disk_mode_name(spec.mode));
   for (const BackingSpec& backing : spec.backing) {
     text += fmt::format(",backing={}:{}", doubled_commas(backing.path),
                         image_format_name(backing.format));
@@ -114,6 +97,21 @@ std::string format_disk_spec(const DiskSpec& spec) {
     text += fmt::format(",backing-dir={}", doubled_commas(spec.backing_dir));
   }
   return text;
+}
+
+std::vector<std::string> split_at_commas(std::string_view text) {
+  std::vector<std::string> parts(1);
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] != ',') {
+      parts.back() += text[i];
+    } else if (i + 1 < text.size() && text[i + 1] == ',') {
+      parts.back() += ',';
+      ++i;
+    } else {
+      parts.emplace_back();
+    }
+  }
+  return parts;
 }
 
 std::string doubled_commas(std::string_view text) {

@@ -45,6 +45,8 @@ Result<DiskSpec> parse_disk_spec(std::string_view text);
 std::string format_disk_spec(const DiskSpec& spec);
 // A name as it stands in the text of a DiskSpec.
 std::string doubled_commas(std::string_view text);
+// The parts between single commas, with doubled commas made one.
+std::vector<std::string> split_at_commas(std::string_view text);
 
 Result<ImageFormat> parse_image_format(std::string_view name);
 std::string_view image_format_name(ImageFormat format);

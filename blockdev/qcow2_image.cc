@@ -88,6 +88,14 @@ Result<ClusterEntry> Qcow2Image::entry_in(const Slice& slice, u64 offset) const 
   return qcow2::check_entry(geometry_, header_.version, slice[2 * index], slice[2 * index + 1]);
 }
 
+Result<u64> Qcow2Image::preallocated_at(u64 offset) const {
+  const std::shared_ptr<const Slice> slice = TRY(slice_of(offset));
+  if (slice == nullptr) return u64{0};
+  const ClusterEntry entry = TRY(entry_in(*slice, offset));
+  if (entry.is_compressed() || entry.host_offset() == 0) return u64{0};
+  return entry.host_offset() + offset % geometry_.cluster_bytes();
+}
+
 Result<Extent> Qcow2Image::extent_at(const Slice& slice, u64 offset) const {
   const ClusterEntry entry = TRY(entry_in(slice, offset));
   Extent extent = qcow2::extent_in_cluster(geometry_, entry, offset % geometry_.cluster_bytes());

@@ -31,6 +31,8 @@ class Qcow2Image final : public Layer {
                              ReadScratch& scratch) const override;
 
   const qcow2::Header& header() const { return header_; }
+  // Where a cluster that reads as zeros is allocated all the same; 0: nowhere.
+  Result<u64> preallocated_at(u64 offset) const;
 
  private:
   Qcow2Image(base::Fd fd, u64 file_bytes, qcow2::Header header, std::vector<be64> l1);

@@ -21,8 +21,9 @@ ALLOWED = {
     "snapshot": ["vmm/base", "vmm/memory", "blockdev"],
     "vmm/control": ["vmm/base", "snapshot", "blockdev/disk_spec.h"],
     "vmm/bench": ["vmm/base", "vmm/kvm", "vmm/control"],
-    "vmm": ["vmm/base", "vmm/memory", "vmm/kvm", "vmm/boot", "vmm/control", "vmm/bench", "blockdev",
-            "devices", "snapshot"],
+    "vmm/image": ["vmm/base", "vmm/control", "blockdev"],
+    "vmm": ["vmm/base", "vmm/memory", "vmm/kvm", "vmm/boot", "vmm/control", "vmm/bench",
+            "vmm/image", "blockdev", "devices", "snapshot"],
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
 

@@ -7,6 +7,7 @@
 #include "vmm/bench/soak.h"
 #include "vmm/configurable_vm.h"
 #include "vmm/control/api_server.h"
+#include "vmm/image/image_main.h"
 #include "vmm/kvm/kvm.h"
 #include "vmm/kvm/self_test.h"
 #include "vmm/live_vm.h"
@@ -79,6 +80,10 @@ int MachineLauncher::bench(const std::vector<std::string>& arguments) {
 
 int MachineLauncher::soak(const std::vector<std::string>& arguments) {
   return ::bench::soak_main(arguments);
+}
+
+int MachineLauncher::image(const std::vector<std::string>& arguments) {
+  return ::image::main(arguments);
 }
 
 int MachineLauncher::launch(control::LaunchRequest request) {

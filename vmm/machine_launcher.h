@@ -11,6 +11,7 @@ class MachineLauncher final : public control::Launcher {
   std::vector<control::DoctorLine> host_report() override;
   int bench(const std::vector<std::string>& arguments) override;
   int soak(const std::vector<std::string>& arguments) override;
+  int image(const std::vector<std::string>& arguments) override;
   int launch(control::LaunchRequest request) override;
 };
 

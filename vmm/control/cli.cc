@@ -274,6 +274,10 @@ void add_soak(CLI::App& app, Invocation&) {
   app.add_subcommand("soak", "revert thousands of times, comparing everything");
 }
 
+void add_image(CLI::App& app, Invocation&) {
+  app.add_subcommand("image", "make, look at, copy and change disk images");
+}
+
 struct Verb {
   std::string_view name;
   void (*add)(CLI::App&, Invocation&);
@@ -284,7 +288,7 @@ constexpr Verb kVerbs[] = {
     {"pause", add_pause},     {"resume", add_resume},   {"stop", add_stop},
     {"kill", add_kill},       {"rm", add_rm},           {"snapshot", add_snapshot},
     {"revert", add_revert},   {"doctor", add_doctor},   {"version", add_version},
-    {"bench", add_bench},     {"soak", add_soak},
+    {"bench", add_bench},     {"soak", add_soak},       {"image", add_image},
 };
 
 // Only the verb that was named: building the options of all of them would cost every start. All of
@@ -310,6 +314,7 @@ int parse_and_work(int argc, char** argv, Launcher& launcher) {
   const std::string word = argc > 1 ? argv[1] : "";
   if (word == "bench") return launcher.bench({argv + 2, argv + argc});
   if (word == "soak") return launcher.soak({argv + 2, argv + argc});
+  if (word == "image") return launcher.image({argv + 2, argv + argc});
 
   Invocation call(launcher);
   CLI::App app("Launches virtual machines, takes full snapshots of them, takes them back at once.",

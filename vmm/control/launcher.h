@@ -67,6 +67,8 @@ class Launcher {
   virtual int bench(const std::vector<std::string>& arguments);
   // `quicksave soak ARGUMENTS...`
   virtual int soak(const std::vector<std::string>& arguments);
+  // `quicksave image ARGUMENTS...`
+  virtual int image(const std::vector<std::string>& arguments);
 
   // Runs the VM until it ends. The status: 0 the guest powered off, 1 it crashed or was refused
   // (after a message), 125 the VMM failed.

@@ -38,6 +38,10 @@ void warn(std::string_view text) {
   write_to(STDERR_FILENO, fmt::format("warning: {}\n", text));
 }
 
+void put_progress(std::string_view text) {
+  write_to(STDERR_FILENO, text);
+}
+
 std::string table(const std::vector<std::vector<std::string>>& rows) {
   std::vector<std::size_t> widths;
   for (const auto& row : rows) {

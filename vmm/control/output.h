@@ -26,6 +26,8 @@ void put_json(const nlohmann::json& value);
 // "error: ..." and "hint: ..." to stderr. Returns the exit status that goes with it.
 int report(const Error& error);
 void warn(std::string_view text);
+// To stderr as it is.
+void put_progress(std::string_view text);
 
 // Columns as wide as their widest cell; the first row is the heading.
 std::string table(const std::vector<std::vector<std::string>>& rows);

@@ -42,6 +42,10 @@ int Launcher::soak(const std::vector<std::string>&) {
   return 1;
 }
 
+int Launcher::image(const std::vector<std::string>&) {
+  return 1;
+}
+
 StartOutcome wait_for_start(const base::Fd& read_end, std::string& message) {
   constexpr std::size_t kMaximumMessageBytes = 64 * 1024;
   char buffer[4096];
