@@ -34,7 +34,7 @@ class ReadOnlyDisk final : public BlockBackend {
 };
 
 Result<std::unique_ptr<Disk>> make_disk(ImageChain chain, DiskMode mode,
-                                        const OverlayOptions& options) {
+                                        const DiskOptions& options) {
   auto disk = std::make_unique<Disk>();
   disk->images = std::move(chain.images);
   disk->warnings = std::move(chain.warnings);
@@ -42,21 +42,36 @@ Result<std::unique_ptr<Disk>> make_disk(ImageChain chain, DiskMode mode,
     disk->backend = std::make_unique<ReadOnlyDisk>(std::move(chain.layers));
     return disk;
   }
-  std::unique_ptr<Overlay> overlay = TRY(Overlay::create(std::move(chain.layers), options));
+  std::unique_ptr<Overlay> overlay = TRY(Overlay::create(std::move(chain.layers), options.overlay));
   disk->overlay = overlay.get();
   disk->backend = std::move(overlay);
   return disk;
 }
 
+Result<std::unique_ptr<Disk>> make_durable_disk(WritableChain chain, const DiskOptions& options) {
+  auto disk = std::make_unique<Disk>();
+  disk->images = std::move(chain.below.images);
+  disk->warnings = std::move(chain.below.warnings);
+  std::unique_ptr<DurableDisk> durable =
+      TRY(DurableDisk::create(std::move(chain.top), std::move(chain.below.layers), options));
+  disk->durable = durable.get();
+  disk->backend = std::move(durable);
+  return disk;
+}
+
 }  // namespace
 
-Result<std::unique_ptr<Disk>> open_disk(const DiskSpec& spec, const OverlayOptions& options) {
+Result<std::unique_ptr<Disk>> open_disk(const DiskSpec& spec, const DiskOptions& options) {
+  if (spec.mode == DiskMode::persist) {
+    return make_durable_disk(TRY(open_writable_chain(spec)), options);
+  }
   return make_disk(TRY(open_image_chain(spec)), spec.mode, options);
 }
 
-Result<std::unique_ptr<Disk>> open_disk_with_layers(const DiskSpec& spec,
-                                                    std::span<const std::string> layer_paths,
-                                                    const OverlayOptions& options) {
+namespace {
+
+Result<ImageChain> open_chain_with_layers(const DiskSpec& spec,
+                                          std::span<const std::string> layer_paths) {
   ImageChain chain = TRY(open_image_chain(spec));
   TRY_CONTEXT(check_layer_count(chain.layers.size() + layer_paths.size()), spec.path);
   for (const std::string& path : layer_paths) {
@@ -69,7 +84,23 @@ Result<std::unique_ptr<Disk>> open_disk_with_layers(const DiskSpec& spec,
     chain.layers.insert(chain.layers.begin(), std::move(opened.layer));
     chain.images.insert(chain.images.begin(), std::move(opened.identity));
   }
-  return make_disk(std::move(chain), spec.mode, options);
+  return chain;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Disk>> open_disk_with_layers(const DiskSpec& spec,
+                                                    std::span<const std::string> layer_paths,
+                                                    const DiskOptions& options) {
+  return make_disk(TRY(open_chain_with_layers(spec, layer_paths)), spec.mode, options);
+}
+
+Result<std::unique_ptr<Disk>> open_disk_below(const DiskSpec& spec,
+                                              std::span<const std::string> layer_paths,
+                                              ImageFile top, const DiskOptions& options) {
+  ImageChain chain = TRY(open_chain_with_layers(spec, layer_paths));
+  chain.images.insert(chain.images.begin(), top.identity);
+  return make_durable_disk({std::move(top), std::move(chain)}, options);
 }
 
 Result<OpenedLayer> open_layer_file(const std::string& path) {

@@ -8,21 +8,25 @@
 #include <vector>
 
 #include "blockdev/block_backend.h"
+#include "blockdev/disk_options.h"
 #include "blockdev/disk_spec.h"
+#include "blockdev/durable_disk.h"
 #include "blockdev/image_file.h"
-#include "blockdev/overlay.h"
 
 namespace blockdev {
 
 struct Disk {
   std::unique_ptr<BlockBackend> backend;
-  Overlay* overlay = nullptr;         // `backend` seen as what it is; null in mode=ro
+  // `backend` seen as what it is: one of them is set, none in mode=ro.
+  Overlay* overlay = nullptr;
+  DurableDisk* durable = nullptr;
   std::vector<ImageIdentity> images;  // from top to bottom
   std::vector<std::string> warnings;  // for the user: what is odd but was accepted
 };
 
-// Opens the image chain of `spec` and puts the overlay (or nothing, in mode=ro) above it.
-Result<std::unique_ptr<Disk>> open_disk(const DiskSpec& spec, const OverlayOptions& options);
+// Opens the image chain of `spec` and puts the overlay above it (in mode=ro nothing; in
+// mode=persist its uppermost image is written).
+Result<std::unique_ptr<Disk>> open_disk(const DiskSpec& spec, const DiskOptions& options);
 
 // A snapshot's disk in a new process: the images of `spec`, above them the layer files that
 // snapshots wrote, from bottom to top, above these a new overlay (or nothing, in mode=ro). Names
@@ -30,7 +34,13 @@ Result<std::unique_ptr<Disk>> open_disk(const DiskSpec& spec, const OverlayOptio
 // the layer files too.
 Result<std::unique_ptr<Disk>> open_disk_with_layers(const DiskSpec& spec,
                                                     std::span<const std::string> layer_paths,
-                                                    const OverlayOptions& options);
+                                                    const DiskOptions& options);
+
+// The same for mode=persist: above the layer files lies `top`, an empty image made for it, and is
+// written.
+Result<std::unique_ptr<Disk>> open_disk_below(const DiskSpec& spec,
+                                              std::span<const std::string> layer_paths,
+                                              ImageFile top, const DiskOptions& options);
 
 // One layer file as a layer, for Overlay::replace_with().
 struct OpenedLayer {

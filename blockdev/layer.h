@@ -46,6 +46,7 @@ struct ByteRange {
 struct ReadScratch {
   std::shared_ptr<const void> owner;  // whose cluster `plain` holds; null: nobody's
   u64 cluster_offset = 0;
+  u64 entry = 0;  // the owner's word for the cluster, where that can change
   std::vector<u8> plain;
   std::vector<u8> packed;
   std::shared_ptr<qcow2::Decompressor> decompressor;  // made when first needed

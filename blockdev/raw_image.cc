@@ -6,7 +6,7 @@
 
 namespace blockdev {
 
-Result<std::shared_ptr<RawImage>> RawImage::create(base::Fd fd) {
+Result<u64> raw_disk_bytes(const base::Fd& fd) {
   const u64 size = TRY(base::file_size(fd));
   if (size == 0)
     return make_error(ErrorKind::corrupt, "the file is empty, so the disk has no bytes");
@@ -14,8 +14,12 @@ Result<std::shared_ptr<RawImage>> RawImage::create(base::Fd fd) {
     return make_error(ErrorKind::unsupported, "a disk of {} bytes (at most {})", size,
                       kMaxDiskBytes);
   }
-  const u64 rounded = base::align_up(size, kSectorBytes);
-  return std::shared_ptr<RawImage>(new RawImage(std::move(fd), rounded));
+  return base::align_up(size, kSectorBytes);
+}
+
+Result<std::shared_ptr<RawImage>> RawImage::create(base::Fd fd) {
+  const u64 size = TRY(raw_disk_bytes(fd));
+  return std::shared_ptr<RawImage>(new RawImage(std::move(fd), size));
 }
 
 Result<Extent> RawImage::map(u64 offset, u64 length) const {

@@ -11,6 +11,9 @@
 
 namespace blockdev {
 
+// The size of the disk in a raw image.
+Result<u64> raw_disk_bytes(const base::Fd& fd);
+
 class RawImage final : public Layer {
  public:
   static Result<std::shared_ptr<RawImage>> create(base::Fd fd);

@@ -29,7 +29,9 @@ OverlayOptions small_options(const TempDir& dir) {
 
 std::unique_ptr<Disk> raw_disk(const TempDir& dir, const OverlayOptions& options) {
   write_file(dir.path("base.raw"), pattern(kDiskBytes, 42));
-  return open_disk(parse_disk_spec(dir.path("base.raw") + ",format=raw").value(), options).value();
+  return open_disk(parse_disk_spec(dir.path("base.raw") + ",format=raw").value(),
+                   {.overlay = options})
+      .value();
 }
 
 // A range within [from, to), often at block and chunk boundaries.

@@ -1,0 +1,85 @@
+// DurableDisk: a disk that is written through to its image, raw or qcow2 (mode=persist).
+//
+// A flush that completes makes durable what completed before it, in two barriers if something was
+// allocated since the last and in one otherwise. After a crash the image is good at any moment
+// (reference/qcow2.md section 2): flushed data is there, each other sector is old or new.
+//
+// seal() freezes the image and goes on in a fresh one above it; rebase_on() throws away what was
+// written since and goes on above other layers: the disk half of snapshot and revert.
+//
+// Invariant: the image is written by this object alone; its lock says so to others.
+// Thread: as BlockBackend; calls marked "REQUIRES: drained" as Overlay's.
+
+#pragma once
+
+#include <memory>
+
+#include "blockdev/block_backend.h"
+#include "blockdev/disk_options.h"
+#include "blockdev/disk_spec.h"
+#include "blockdev/durable_queue.h"
+#include "blockdev/executor.h"
+#include "blockdev/flusher.h"
+#include "blockdev/image_file.h"
+
+namespace blockdev {
+
+class DurableDisk final : public BlockBackend {
+ public:
+  // `top` was opened for writing. `lower`, from top to bottom, may be empty; below a raw image it
+  // must be.
+  static Result<std::unique_ptr<DurableDisk>> create(ImageFile top, LayerList lower,
+                                                     const DiskOptions& options);
+  // As close(), with what fails said in the log. REQUIRES: no queue is open.
+  ~DurableDisk() override;
+
+  u64 size_bytes() const override { return stack_.layers.size_bytes; }
+  bool is_read_only() const override { return false; }
+  u32 discard_granularity_bytes() const override { return stack_.top->discard_granularity_bytes(); }
+  Result<std::unique_ptr<BlockQueue>> open_queue() override;
+  Result<std::vector<ContentRun>> map_content(u64 offset_bytes, u64 length_bytes,
+                                              u64 max_runs) const override;
+
+  // All that completed is durable when this returns. Any time; waits for other flushes.
+  Result<void> flush();
+
+  // REQUIRES for all below: drained.
+
+  // Makes the disk larger (a raw one also smaller). New sectors are zeros.
+  Result<void> resize(u64 size_bytes);
+  // Flushes the image and freezes it: it becomes the uppermost of lower(), and `fresh`, an empty
+  // image of the same size, the one that is written. Fails with nothing changed.
+  Result<LayerPointer> seal(ImageFile fresh);
+  // Leaves the image as it is, not flushed, and goes on with `fresh` above `lower`. Fails with
+  // nothing changed.
+  Result<void> rebase_on(ImageFile fresh, LayerList lower);
+  // From top to bottom, without the image that is written.
+  const LayerList& lower() const { return lower_; }
+  // seal() and rebase_on() in steps, for who cannot have a file opened or flushed while the disk is
+  // drained: prepare() any time before, then switch_to(), which touches no file. What was written
+  // until then comes back, neither flushed nor closed; it is a layer and changes no more.
+  Result<std::shared_ptr<WritableImage>> prepare(ImageFile fresh) const;
+  std::shared_ptr<WritableImage> switch_to(std::shared_ptr<WritableImage> fresh, LayerList lower);
+  // The image that is written, as a layer.
+  const std::shared_ptr<WritableImage>& top() const { return stack_.top; }
+
+  // The last flush. Nothing may be done with the disk afterwards.
+  Result<void> close();
+
+ private:
+  DurableDisk(std::shared_ptr<WritableImage> top, LayerList lower, EngineMaker make_engine,
+              std::shared_ptr<Executor> executor, std::unique_ptr<IoEngine> flush_engine);
+
+  Result<std::shared_ptr<WritableImage>> open_fresh(ImageFile fresh, const LayerList& lower) const;
+  void use(std::shared_ptr<WritableImage> top, LayerList lower);
+  Result<void> zero_grown(u64 old_size_bytes);
+
+  const EngineMaker make_engine_;
+  const std::shared_ptr<Executor> executor_;
+  LayerList lower_;
+  DurableStack stack_;
+  Flusher flusher_;
+  bool is_closed_ = false;
+};
+
+}  // namespace blockdev

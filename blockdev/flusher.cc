@@ -1,0 +1,126 @@
+#include "blockdev/flusher.h"
+
+#include <cerrno>
+#include <utility>
+
+namespace blockdev {
+
+Flusher::Flusher(std::shared_ptr<WritableImage> image, std::shared_ptr<Executor> executor,
+                 std::unique_ptr<IoEngine> engine)
+    : image_(std::move(image)), executor_(std::move(executor)), io_(std::move(engine)) {
+  base::MutexLock lock(link_->mutex);
+  link_->flusher = this;
+}
+
+Flusher::~Flusher() {
+  {
+    base::MutexLock lock(link_->mutex);
+    link_->flusher = nullptr;
+  }
+  wait_until_idle();
+}
+
+void Flusher::submit(BlockRequest& request, FlushClient& client) {
+  base::MutexLock lock(mutex_);
+  waiting_.push_back({&request, &client, nullptr});
+  post();
+}
+
+int Flusher::flush_now() {
+  int result = -1;
+  {
+    base::MutexLock lock(mutex_);
+    waiting_.push_back({nullptr, nullptr, &result});
+    post();
+  }
+  wait_until_idle();
+  return result;
+}
+
+void Flusher::wait_until_idle() {
+  while (true) {
+    {
+      base::MutexLock lock(mutex_);
+      if (!is_posted_) return;
+    }
+    if (executor_->run_one()) continue;
+    base::MutexLock lock(mutex_);
+    // The task is another thread's: it will say when it is done.
+    while (is_posted_) changed_.wait(mutex_);
+  }
+}
+
+void Flusher::exclusively(const std::function<void(WaitingIo&)>& use) {
+  while (true) {
+    wait_until_idle();
+    base::MutexLock lock(mutex_);
+    if (is_posted_) continue;
+    is_posted_ = true;
+    break;
+  }
+  use(io_);
+  base::MutexLock lock(mutex_);
+  become_idle();
+  if (!waiting_.empty()) post();
+}
+
+void Flusher::replace_image(std::shared_ptr<WritableImage> image) {
+  exclusively([&](WaitingIo&) { image_ = std::move(image); });
+}
+
+void Flusher::become_idle() {
+  is_posted_ = false;
+  changed_.notify_all();
+}
+
+void Flusher::arrange(FlushNeed need) {
+  if (need == FlushNeed::now) {
+    base::MutexLock lock(mutex_);
+    post();
+  } else if (!is_timer_set_.exchange(true)) {
+    executor_->post_after(kBackgroundDelay, [link = link_] {
+      base::MutexLock lock(link->mutex);
+      if (link->flusher != nullptr) link->flusher->on_timer();
+    });
+  }
+}
+
+void Flusher::on_timer() {
+  is_timer_set_.store(false);
+  if (image_->flush_need() == FlushNeed::none) return;
+  base::MutexLock lock(mutex_);
+  post();
+}
+
+void Flusher::post() {
+  if (std::exchange(is_posted_, true)) return;
+  executor_->post([this] { run(); });
+}
+
+// Nothing of this object is touched after is_posted_ is false: its owner may destroy it then.
+void Flusher::run() {
+  while (true) {
+    std::vector<Waiting> answered;
+    {
+      base::MutexLock lock(mutex_);
+      answered.swap(waiting_);
+    }
+    const auto reason = answered.empty() ? WritableImage::FlushReason::background
+                                         : WritableImage::FlushReason::guest;
+    const int error = image_->flush(io_, reason);
+    // flush_now() looks when this is idle; the others may submit again from their answer.
+    for (const Waiting& waiting : answered) {
+      if (waiting.result != nullptr) *waiting.result = error;
+    }
+    take_note();
+    for (const Waiting& waiting : answered) {
+      if (waiting.client != nullptr) waiting.client->on_flushed(*waiting.request, error);
+    }
+    base::MutexLock lock(mutex_);
+    if (!waiting_.empty()) continue;
+    become_idle();
+    return;
+  }
+}
+
+}  // namespace blockdev

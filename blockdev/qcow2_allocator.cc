@@ -1,0 +1,179 @@
+#include "blockdev/qcow2_allocator.h"
+
+#include <algorithm>
+
+#include "vmm/base/check.h"
+#include "vmm/base/ranges.h"
+
+namespace blockdev::qcow2 {
+namespace {
+
+constexpr u64 kMaxHostBytes = u64{1} << 56;  // what an L2 entry can say
+constexpr u64 kMaxTableEntries = kMaxRefcountTableBytes / sizeof(be64);
+
+}  // namespace
+
+Allocator::Allocator(u32 cluster_bits, RefcountCache& refcounts, std::vector<u64> metadata,
+                     Start start, TableMove table)
+    : cluster_bits_(cluster_bits),
+      refcounts_(refcounts),
+      metadata_(std::move(metadata)),
+      cursor_(start.cursor),
+      fresh_cluster_(start.fresh_cluster),
+      table_(table) {}
+
+Reserved Allocator::reserve(u64 wanted, HostRun& run) {
+  const Reserved given_back = reserve_given_back(run);
+  if (given_back != Reserved::yes || run.count > 0) return given_back;
+  while (true) {
+    const Reserved result = ensure_block();
+    if (result != Reserved::yes) return result;
+    const u64 end = (refcounts_.block_of(cursor_) + 1) * refcounts_.clusters_per_block();
+    cursor_ = skip_used(cursor_, end);
+    if (cursor_ == end) continue;
+    u64 limit = std::min(end, cursor_ + wanted);
+    if (cursor_ < fresh_cluster_) limit = std::min(limit, fresh_cluster_);
+    const u64 count = count_unused(cursor_, limit);
+    if (is_metadata(cursor_, count)) return Reserved::overlap;
+    take(cursor_, count, run);
+    cursor_ += count;
+    return Reserved::yes;
+  }
+}
+
+// Leaves `run` empty when there is nothing.
+Reserved Allocator::reserve_given_back(HostRun& run) {
+  run = {};
+  if (!returned_.empty()) {
+    run = {returned_.back(), 1, HostState::used};
+    returned_.pop_back();
+  } else if (!free_.empty()) {
+    const u64 cluster = free_.back();
+    if (!refcounts_.is_loaded(refcounts_.block_of(cluster))) {
+      missing_block_ = refcounts_.block_of(cluster);
+      return Reserved::needs_block;
+    }
+    if (is_metadata(cluster, 1)) return Reserved::overlap;
+    free_.pop_back();
+    take(cluster, 1, run);
+    run.host = HostState::used;
+  }
+  return Reserved::yes;
+}
+
+Reserved Allocator::reserve_all(u64 wanted, HostRun& run) {
+  while (true) {
+    Reserved result = ensure_block();
+    if (result != Reserved::yes) return result;
+    // All blocks of the run must be there before its first cluster is taken: a block that is made
+    // lies at the cursor.
+    u64 last = cursor_;
+    const u64 end = cursor_ + wanted;
+    while (last < end && refcounts_.is_loaded(refcounts_.block_of(last))) {
+      const u64 block_end = (refcounts_.block_of(last) + 1) * refcounts_.clusters_per_block();
+      const u64 stop = std::min(end, block_end);
+      const u64 unused = count_unused(last, stop);
+      last += unused;
+      if (last < stop) break;
+    }
+    if (last == end) break;
+    cursor_ = last;  // used, or without a block: what lies before it is left unused
+    if (refcounts_.is_loaded(refcounts_.block_of(last))) ++cursor_;
+  }
+  if (is_metadata(cursor_, wanted)) return Reserved::overlap;
+  take(cursor_, wanted, run);
+  cursor_ += wanted;
+  return Reserved::yes;
+}
+
+void Allocator::take(u64 cluster, u64 count, HostRun& run) {
+  for (u64 i = 0; i < count; ++i) refcounts_.set(cluster + i, 1);
+  run = {cluster, count, cluster >= fresh_cluster_ ? HostState::fresh : HostState::used};
+}
+
+u64 Allocator::skip_used(u64 cluster, u64 end) const {
+  while (cluster < end && refcounts_.get(cluster) != 0) ++cluster;
+  return cluster;
+}
+
+u64 Allocator::count_unused(u64 cluster, u64 end) const {
+  u64 count = 0;
+  while (cluster + count < end && refcounts_.get(cluster + count) == 0) ++count;
+  return count;
+}
+
+Reserved Allocator::ensure_block() {
+  while (true) {
+    if (cursor_ >= kMaxHostBytes >> cluster_bits_) return Reserved::no_space;
+    const u64 block = refcounts_.block_of(cursor_);
+    if (block >= refcounts_.table().size()) {
+      const Reserved result = enlarge_table(block);
+      if (result != Reserved::yes) return result;
+      continue;  // the cursor has moved
+    }
+    if (refcounts_.is_loaded(block)) return Reserved::yes;
+    if (refcounts_.block_offset(block) != 0) {
+      missing_block_ = block;
+      return Reserved::needs_block;
+    }
+    if (is_metadata(cursor_, 1)) return Reserved::overlap;
+    refcounts_.add_new(block, cursor_ << cluster_bits_);
+    refcounts_.set(cursor_, 1);
+    add_metadata(cursor_, 1);
+    ++cursor_;
+  }
+}
+
+// All blocks behind the old table's end are made on the way, so nothing needs to be read here.
+Reserved Allocator::enlarge_table(u64 block) {
+  const u64 per_cluster = (u64{1} << cluster_bits_) / sizeof(be64);
+  u64 entries = std::max(2 * refcounts_.table().size(), block + 1);
+  entries = std::min(base::align_up(entries, per_cluster), kMaxTableEntries);
+  if (block >= entries) return Reserved::no_space;
+  refcounts_.enlarge_table(entries);
+  HostRun run;
+  const u64 clusters = entries / per_cluster;
+  const Reserved result = reserve_all(clusters, run);
+  if (result != Reserved::yes) return result;
+  // A move that no flush has seen is forgotten: nothing in the file knows of it.
+  if (move_ && !is_move_taken_) {
+    for (u64 i = 0; i < move_->clusters; ++i) {
+      give_back((move_->offset >> cluster_bits_) + i);
+    }
+    remove_metadata(move_->offset >> cluster_bits_, move_->clusters);
+  }
+  move_ = TableMove{run.cluster << cluster_bits_, clusters};
+  is_move_taken_ = false;
+  add_metadata(run.cluster, clusters);
+  return Reserved::yes;
+}
+
+std::optional<TableMove> Allocator::take_move() {
+  is_move_taken_ = move_.has_value();
+  return move_;
+}
+
+TableMove Allocator::move_done(const TableMove& move) {
+  const TableMove old = std::exchange(table_, move);
+  if (move_ && move_->offset == move.offset) move_.reset();
+  is_move_taken_ = false;
+  return old;
+}
+
+void Allocator::add_metadata(u64 cluster, u64 count) {
+  auto at = std::upper_bound(metadata_.begin(), metadata_.end(), cluster);
+  for (u64 i = 0; i < count; ++i) at = metadata_.insert(at, cluster + i) + 1;
+}
+
+void Allocator::remove_metadata(u64 cluster, u64 count) {
+  const auto first = std::lower_bound(metadata_.begin(), metadata_.end(), cluster);
+  const auto last = std::lower_bound(first, metadata_.end(), cluster + count);
+  metadata_.erase(first, last);
+}
+
+bool Allocator::is_metadata(u64 cluster, u64 count) const {
+  const auto at = std::lower_bound(metadata_.begin(), metadata_.end(), cluster);
+  return at != metadata_.end() && *at < cluster + count;
+}
+
+}  // namespace blockdev::qcow2
