@@ -152,10 +152,10 @@ TEST(Nbd, AFormatThatIsNotGivenIsNotGuessed) {
 // --- writing ---
 
 // The same commands for our server and for QEMU on an overlay of its own.
-void expect_same_as_qemu(NbdServer& server, const TempDir& dir, const Chain& chain,
+void expect_same_as_qemu(NbdServer& server, const TempDir& dir, const std::string& base,
                          const std::vector<std::string>& commands) {
   const std::string theirs = dir.path("theirs.qcow2");
-  run_ok(fmt::format("qemu-img create -q -f qcow2 -b {} -F qcow2 {}", chain.top, theirs));
+  run_ok(fmt::format("qemu-img create -q -f qcow2 -b {} -F qcow2 {}", base, theirs));
   qemu_io(theirs, "qcow2 -d unmap", commands);
   qemu_io(server.uri(), "raw -d unmap", commands);
   run_ok(fmt::format("qemu-img compare -f raw -F qcow2 {} {}", server.uri(), theirs));
@@ -181,7 +181,7 @@ TEST(Nbd, PatternsWrittenToTheThrowAwayLayerReadAsQemus) {
   const Chain chain(dir);
   const std::vector<u8> before = read_file(chain.top);
   NbdServer server(dir, {chain.words("overlay")});
-  expect_same_as_qemu(server, dir, chain, kPatterns);
+  expect_same_as_qemu(server, dir, chain.top, kPatterns);
   server.stop();
   EXPECT_EQ(read_file(chain.top), before) << "the image is never changed";
 }
@@ -227,6 +227,96 @@ TEST(Nbd, FioVerifiesTheThrowAwayLayer) {
   const Chain chain(dir);
   NbdServer server(dir, {chain.words("overlay")});
   run_fio(dir, server.uri());
+}
+
+// --- writing through to the image ---
+
+class PersistentImage : public testing::TestWithParam<ImageCase> {
+ protected:
+  // An overlay of the chain, with the options of the case.
+  std::string make_overlay(const TempDir& dir, const Chain& chain) {
+    const std::string path = dir.path("ours.qcow2");
+    run_ok(fmt::format("qemu-img create -q -f qcow2 -o {} -b {} -F qcow2 {}", GetParam().options,
+                       chain.top, path));
+    return path;
+  }
+  std::string words(const std::string& overlay, const Chain& chain) {
+    return fmt::format(
+        "disk={},format=qcow2,mode=persist,backing={}:qcow2,backing={}:qcow2,"
+        "backing={}:raw",
+        overlay, chain.top, chain.middle, chain.base);
+  }
+};
+
+TEST_P(PersistentImage, HoldsWhatQemusHolds) {
+  SKIP_WITHOUT_ORACLES();
+  const TempDir dir;
+  const Chain chain(dir);
+  const std::string ours = make_overlay(dir, chain);
+  NbdServer server(dir, {words(ours, chain)});
+  expect_same_as_qemu(server, dir, chain.top, kPatterns);
+  server.stop();
+  run_ok("qemu-img check -f qcow2 " + ours);
+  run_ok(fmt::format("qemu-img compare -f qcow2 -F qcow2 {} {}", ours, dir.path("theirs.qcow2")));
+  // Opened again, and by QEMU in between.
+  qemu_io(ours, "qcow2", {"write -P 30 700k 200k", "write -z 4M 100k"});
+  NbdServer again(dir, {words(ours, chain)});
+  qemu_io(again.uri(), "raw", {"read -P 30 700k 200k", "read -P 0 4M 100k", "write -P 31 800k 9k"});
+  again.stop();
+  run_ok("qemu-img check -f qcow2 " + ours);
+  qemu_io(ours, "qcow2", {"read -P 31 800k 9k", "read -P 30 700k 100k", "read -P 30 809k 91k"});
+}
+
+TEST_P(PersistentImage, MapsAsQemuMapsIt) {
+  SKIP_WITHOUT_ORACLES();
+  const TempDir dir;
+  const Chain chain(dir);
+  const std::string ours = make_overlay(dir, chain);
+  NbdServer server(dir, {words(ours, chain)});
+  qemu_io(server.uri(), "raw -d unmap", kPatterns);
+  qemu_io(server.uri(), "raw -d unmap", {"discard 5M 2M"});
+  const auto live = runs_of(run_ok("qemu-img map -f raw --output=json " + server.uri()));
+  server.stop();
+  EXPECT_EQ(live, runs_of(run_ok("qemu-img map -f qcow2 --output=json " + ours)));
+}
+
+TEST_P(PersistentImage, PassesFiosVerification) {
+  SKIP_WITHOUT_ORACLES();
+  const TempDir dir;
+  const Chain chain(dir);
+  const std::string ours = make_overlay(dir, chain);
+  NbdServer server(dir, {words(ours, chain)});
+  run_fio(dir, server.uri());
+  server.stop();
+  run_ok("qemu-img check -f qcow2 " + ours);
+}
+
+INSTANTIATE_TEST_SUITE_P(Options, PersistentImage,
+                         testing::Values(ImageCase{"cs512", "cluster_size=512"},
+                                         ImageCase{"cs64k", "cluster_size=64k"},
+                                         ImageCase{"ext128k", "extended_l2=on,cluster_size=128k"},
+                                         ImageCase{"cs2M", "cluster_size=2M,refcount_bits=1"}),
+                         [](const auto& test) { return std::string(test.param.name); });
+
+TEST(Nbd, ARawImageIsWrittenThrough) {
+  SKIP_WITHOUT_ORACLES();
+  const TempDir dir;
+  const Chain chain(dir);
+  const std::string ours = dir.path("ours.raw");
+  run_ok(fmt::format("qemu-img convert -f qcow2 -O raw {} {}", chain.top, ours));
+  NbdServer server(dir, {"disk=" + ours + ",format=raw,mode=persist"});
+  expect_same_as_qemu(server, dir, chain.top, kPatterns);
+  run_fio(dir, server.uri());
+}
+
+TEST(Nbd, AnImageThatIsWrittenIsRefusedToOthers) {
+  SKIP_WITHOUT_ORACLES();
+  const TempDir dir;
+  const Chain chain(dir);
+  NbdServer server(dir, {chain.words("persist")});
+  run_ok("qemu-io -f raw -c 'write 0 4k' " + server.uri());
+  const CommandResult refused = run_command("qemu-io -f qcow2 -c 'write 0 4k' " + chain.top);
+  EXPECT_NE(refused.output.find("lock"), std::string::npos) << refused.output;
 }
 
 }  // namespace
