@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "vmm/control/usage_error.h"
+#include "vmm/image/bench.h"
 #include "vmm/image/verbs.h"
 
 namespace image {
@@ -172,7 +173,7 @@ int main(const std::vector<std::string>& words) {
   app.footer(kFooter);
   app.require_subcommand(1);
   Work work;
-  for (const auto add : {add_create, add_info, add_map, add_check, add_compare, add_convert}) {
+  for (const auto add : {add_create, add_info, add_map, add_check, add_compare, add_convert, add_bench}) {
     add(app, work);
   }
   const int failed =
