@@ -14,7 +14,7 @@
 
 namespace bench {
 
-const std::vector<Question>& questions() {
+const std::vector<Question>& revert_questions() {
   static const std::vector<Question> all = {
       {"headline", measure_headline}, {"in-place", measure_in_place},
       {"mapped", measure_mapped},     {"restore", measure_restore},
@@ -23,9 +23,20 @@ const std::vector<Question>& questions() {
   return all;
 }
 
+const std::vector<Question>& image_questions() {
+  static const std::vector<Question> all = {
+      {"tmpfs", measure_images_tmpfs},
+      {"cached", measure_images_cached},
+      {"allocate", measure_images_allocate},
+      {"chain", measure_images_chain},
+  };
+  return all;
+}
+
 namespace {
 
 struct Options {
+  const std::vector<Question>* questions = nullptr;
   bool quick = false;
   bool no_qemu = false;
   std::vector<std::string> only;
@@ -62,7 +73,7 @@ Result<int> measure(const Options& options, const std::vector<std::string>& argu
   if (!json) control::put(header_text(header));
 
   nlohmann::json tables = nlohmann::json::array();
-  for (const Question& question : questions()) {
+  for (const Question& question : *options.questions) {
     if (!is_wanted(options, question)) continue;
     const Table table = TRY_CONTEXT(question.answer(plan), question.name);
     if (json) {
@@ -79,6 +90,22 @@ Result<int> measure(const Options& options, const std::vector<std::string>& argu
   return control::kExitDone;
 }
 
+void add_verb(CLI::App& app, Options& options, const std::string& name, const std::string& about,
+              const std::vector<Question>& questions) {
+  CLI::App& verb = *app.add_subcommand(name, about);
+  verb.add_flag("--quick", options.quick, "few measurements: in seconds, for a look");
+  if (&questions == &revert_questions()) {
+    verb.add_flag("--no-qemu", options.no_qemu, "do not measure QEMU beside it");
+  }
+  std::vector<std::string> names;
+  for (const Question& question : questions) names.emplace_back(question.name);
+  verb.add_option("--only", options.only, "this table only; repeatable")
+      ->check(CLI::IsMember(names));
+  verb.add_flag_callback(
+      "--json", [&options] { options.output = control::Output::json; }, "print JSON");
+  verb.final_callback([&options, &questions] { options.questions = &questions; });
+}
+
 }  // namespace
 
 int main(const std::vector<std::string>& arguments) {
@@ -86,15 +113,8 @@ int main(const std::vector<std::string>& arguments) {
   CLI::App app("Measures Quicksave on this host, beside QEMU where it is installed.",
                "quicksave bench");
   app.require_subcommand(1);
-  CLI::App& revert = *app.add_subcommand("revert", "snapshot, revert, restore and start");
-  revert.add_flag("--quick", options.quick, "few measurements: in seconds, for a look");
-  revert.add_flag("--no-qemu", options.no_qemu, "do not measure QEMU beside it");
-  std::vector<std::string> names;
-  for (const Question& question : questions()) names.emplace_back(question.name);
-  revert.add_option("--only", options.only, "this table only; repeatable")
-      ->check(CLI::IsMember(names));
-  revert.add_flag_callback(
-      "--json", [&options] { options.output = control::Output::json; }, "print JSON");
+  add_verb(app, options, "revert", "snapshot, revert, restore and start", revert_questions());
+  add_verb(app, options, "image", "disk images, beside qemu-img and fio", image_questions());
   if (const auto status = control::parse_words(app, arguments, "quicksave bench")) return *status;
   const Result<int> status = measure(options, arguments);
   return status ? *status : control::report(status.error());

@@ -28,7 +28,8 @@ struct Question {
   const char* name;
   Result<Table> (*answer)(const Plan& plan);
 };
-const std::vector<Question>& questions();
+const std::vector<Question>& revert_questions();
+const std::vector<Question>& image_questions();
 
 Result<Table> measure_in_place(const Plan& plan);
 Result<Table> measure_headline(const Plan& plan);
@@ -36,5 +37,10 @@ Result<Table> measure_mapped(const Plan& plan);
 Result<Table> measure_restore(const Plan& plan);
 Result<Table> measure_cold_start(const Plan& plan);
 Result<Table> measure_resident(const Plan& plan);
+
+Result<Table> measure_images_tmpfs(const Plan& plan);
+Result<Table> measure_images_cached(const Plan& plan);
+Result<Table> measure_images_allocate(const Plan& plan);
+Result<Table> measure_images_chain(const Plan& plan);
 
 }  // namespace bench

@@ -42,6 +42,12 @@ Result<Workspace> Workspace::create() {
   return workspace;
 }
 
+Result<Workspace> Workspace::create_on_disk() {
+  std::string path = "/var/tmp/quicksave-bench-XXXXXX";
+  if (::mkdtemp(path.data()) == nullptr) return errno_error("make a directory in \"/var/tmp\"");
+  return Workspace(std::move(path));
+}
+
 Workspace::~Workspace() {
   if (path_.empty()) return;
   std::error_code ignored;

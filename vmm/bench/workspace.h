@@ -15,6 +15,8 @@ class Workspace final {
  public:
   // In memory (/dev/shm) if that has room, else in $TMPDIR or /tmp: disks are not what is measured.
   static Result<Workspace> create();
+  // On a file system that is no tmpfs, in /var/tmp; without guests.
+  static Result<Workspace> create_on_disk();
   Workspace(Workspace&& other) noexcept : path_(std::exchange(other.path_, {})) {}
   Workspace& operator=(Workspace&&) = delete;
   ~Workspace();
