@@ -31,7 +31,11 @@ struct CheckReport {
   // What a report names one by one; further ones are only counted.
   static constexpr u64 kMaxFindings = 1000;
 
-  u64 corruptions = 0;
+  u64 corruptions = 0;         // the sum of the next four
+  u64 bad_references = 0;      // entries of tables that make no sense, or point out of the file
+  u64 bad_structures = 0;      // in the refcount table and its blocks
+  u64 too_low_refcounts = 0;   // fewer than there are references
+  u64 wrong_copied_flags = 0;  // COPIED is not what the refcount says
   u64 leaks = 0;
   u64 check_errors = 0;  // clusters of which nothing can be said
   std::vector<std::string> findings;

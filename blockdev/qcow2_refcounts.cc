@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "vmm/base/check.h"
 #include "vmm/base/ranges.h"
 
 namespace blockdev::qcow2 {
@@ -119,6 +120,21 @@ u64 StatedRefcounts::value_in(std::span<const u8> bytes, u64 index) const {
   u64 value = 0;
   for (u64 i = 0; i < width; ++i) value = value << 8 | bytes[index * width + i];
   return value;
+}
+
+void StatedRefcounts::set_value_in(std::span<u8> bytes, u64 index, u64 value) const {
+  CHECK(value <= maximum());
+  if (order_ < 3) {
+    const u64 per_byte = u64{8} >> order_;
+    const u64 shift = index % per_byte << order_;
+    u8& byte = bytes[index / per_byte];
+    byte = static_cast<u8>((byte & ~(maximum() << shift)) | value << shift);
+    return;
+  }
+  const u64 width = u64{1} << (order_ - 3);
+  for (u64 i = 0; i < width; ++i) {
+    bytes[index * width + i] = static_cast<u8>(value >> (8 * (width - 1 - i)));
+  }
 }
 
 }  // namespace blockdev::qcow2

@@ -74,7 +74,10 @@ class StatedRefcounts final {
   // The bytes of one block; empty if the image has no such block, which means zeros.
   // REQUIRES: is_readable() of its clusters.
   Result<std::vector<u8>> block(u64 block_index) const;
+  bool has_block(u64 block_index) const { return block_offset(block_index) != 0; }
   u64 value_in(std::span<const u8> bytes, u64 index) const;
+  // REQUIRES: value <= maximum().
+  void set_value_in(std::span<u8> bytes, u64 index, u64 value) const;
 
  private:
   StatedRefcounts(const base::Fd& fd, u64 file_bytes, const WireHeader& wire);

@@ -145,6 +145,29 @@ TEST_F(Image, CheckFindsWhatQemuFinds) {
   EXPECT_EQ(image({"check", "-f", "qcow2", "missing.qcow2"}).status, 1);
 }
 
+TEST_F(Image, CheckRepairsWhatQemuRepairs) {
+  const auto damage = [](const std::string& file) {
+    shell("qemu-img create -q -f qcow2 " + file + " 9M");
+    shell("qemu-io -f qcow2 -c 'write -q 1M 2M' " + file);
+    // A leak, and a COPIED flag that is missing in the L1 table.
+    shell("truncate -s 4M " + file);
+    shell("printf '\\0\\1' | dd bs=1 seek=131152 conv=notrunc of=" + file);
+    shell("printf '\\0' | dd bs=1 seek=196608 conv=notrunc of=" + file);
+  };
+  for (const std::string scope : {"leaks", "all"}) {
+    damage("a.qcow2");
+    const CommandResult ours =
+        image({"check", "-f", "qcow2", "-r", scope, "--output=json", "a.qcow2"});
+    damage("a.qcow2");
+    expect_same_json(ours, qemu_img("check -f qcow2 -r " + scope + " --output=json a.qcow2"));
+  }
+  damage("a.qcow2");
+  EXPECT_EQ(image({"check", "-f", "qcow2", "a.qcow2"}).status, 2);
+  image_ok({"check", "-f", "qcow2", "-r", "all", "a.qcow2"});
+  shell("qemu-img check -f qcow2 a.qcow2");
+  expect_refused({"check", "-f", "qcow2", "-r", "some", "a.qcow2"}, "some");
+}
+
 TEST_F(Image, FormatIsNeverGuessed) {
   shell("qemu-img create -q -f qcow2 a.qcow2 1M");
   for (const char* verb : {"info", "check"}) {

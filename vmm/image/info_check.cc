@@ -7,6 +7,7 @@
 
 #include "blockdev/qcow2_check.h"
 #include "blockdev/qcow2_header.h"
+#include "blockdev/qcow2_repair.h"
 #include "vmm/base/ranges.h"
 #include "vmm/image/words.h"
 
@@ -17,6 +18,8 @@ using blockdev::DiskSpec;
 using blockdev::ImageFile;
 using blockdev::ImageFormat;
 using blockdev::qcow2::CheckReport;
+using blockdev::qcow2::RepairReport;
+using blockdev::qcow2::RepairScope;
 using nlohmann::json;
 
 constexpr int kExitCorrupt = 2;
@@ -119,11 +122,14 @@ Result<json> chain_info(const DiskSpec& spec) {
 
 // --- check ---
 
-json to_json(const ImageOptions& options, const CheckReport& report) {
+json to_json(const ImageOptions& options, const RepairReport& repaired) {
+  const CheckReport& report = repaired.after;
   json value = {{"filename", options.file},
                 {"format", options.format},
                 {"check-errors", report.check_errors}};
   const std::pair<const char*, u64> numbers[] = {
+      {"corruptions-fixed", repaired.corruptions_fixed},
+      {"leaks-fixed", repaired.leaks_fixed},
       {"corruptions", report.corruptions},
       {"leaks", report.leaks},
       {"image-end-offset", report.image_end_offset},
@@ -139,8 +145,13 @@ json to_json(const ImageOptions& options, const CheckReport& report) {
   return value;
 }
 
-std::string check_as_text(const CheckReport& report) {
+std::string check_as_text(const RepairReport& repaired) {
+  const CheckReport& report = repaired.after;
   std::string text;
+  if (repaired.leaks_fixed + repaired.corruptions_fixed != 0) {
+    text = fmt::format("repaired: {} leaked clusters, {} corruptions\n", repaired.leaks_fixed,
+                       repaired.corruptions_fixed);
+  }
   for (const std::string& finding : report.findings) text += finding + "\n";
   const u64 found = report.corruptions + report.leaks;
   if (found > report.findings.size()) {
@@ -188,23 +199,26 @@ Result<int> info(const ImageOptions& options, WithChain with_chain, Output outpu
 
 Result<int> check(const ImageOptions& options, const std::string& repair, Output output) {
   const ImageFormat format = TRY(image_format_of(options.file, options.format, "-f"));
-  if (!repair.empty()) {
-    return make_error(ErrorKind::unsupported, "-r {}: nothing is repaired yet", repair)
-        .with_hint("qemu-img check -r repairs an image that no VM uses");
-  }
-  const ImageFile file = TRY(blockdev::open_image_file(options.file, format));
   if (format == ImageFormat::raw) {
     report(make_error(ErrorKind::unsupported, "a raw image has nothing to check"));
     return kExitNothingToCheck;
   }
-  const CheckReport found =
-      TRY_CONTEXT(blockdev::qcow2::check_image(file.fd), fmt::format("check \"{}\"", options.file));
+  RepairReport found;
+  const std::string context = fmt::format("check \"{}\"", options.file);
+  if (repair.empty()) {
+    const ImageFile file = TRY(blockdev::open_image_file(options.file, format));
+    found.after = TRY_CONTEXT(blockdev::qcow2::check_image(file.fd), context);
+  } else {
+    const ImageFile file = TRY(blockdev::open_image_file_for_writing(options.file, format));
+    const auto scope = repair == "all" ? RepairScope::all : RepairScope::leaks;
+    found = TRY_CONTEXT(blockdev::qcow2::repair_image(file.fd, scope), context);
+  }
   if (output == Output::json) {
     put_json(to_json(options, found));
   } else {
     put(check_as_text(found));
   }
-  return status_of(found);
+  return status_of(found.after);
 }
 
 }  // namespace image
