@@ -6,6 +6,7 @@
 
 #include "vmm/control/usage_error.h"
 #include "vmm/image/bench.h"
+#include "vmm/image/serve.h"
 #include "vmm/image/verbs.h"
 
 namespace image {
@@ -13,7 +14,7 @@ namespace {
 
 using Work = std::function<Result<int>()>;
 
-constexpr const char* kFooter = R"(
+constexpr const char* kImageFooter = R"(
 Options, exit statuses and --output=json are qemu-img's. Formats are never guessed: where qemu-img
 would, -f or -F has to say it. Names inside images are not followed unless --backing-dir allows it.)";
 
@@ -170,10 +171,11 @@ void add_convert(CLI::App& app, Work& work) {
 
 int main(const std::vector<std::string>& words) {
   CLI::App app("make, look at, copy and change disk images", "quicksave image");
-  app.footer(kFooter);
+  app.footer(kImageFooter);
   app.require_subcommand(1);
   Work work;
-  for (const auto add : {add_create, add_info, add_map, add_check, add_compare, add_convert, add_bench}) {
+  for (const auto add : {add_create, add_info, add_map, add_check, add_compare, add_convert, add_bench,
+                         add_serve}) {
     add(app, work);
   }
   const int failed =
