@@ -119,11 +119,11 @@ Result<void> lock_image_for_writing(const base::Fd& fd, const std::string& path)
   return lock_image(fd, path, ImageUse::write);
 }
 
-void keep_lock_of_reader(const base::Fd& fd) {
+void keep_lock_of_reader(int fd) {
   for (const off_t byte : {kUsed + kWrite, kUsed + kResize}) {
     struct flock lock = byte_lock(F_UNLCK, byte);
     // Giving up what is held cannot fail; where there are no locks, nothing is held.
-    ::fcntl(fd.get(), F_OFD_SETLK, &lock);
+    ::fcntl(fd, F_OFD_SETLK, &lock);
   }
 }
 

@@ -24,6 +24,6 @@ Result<void> lock_image_for_reading(const base::Fd& fd, const std::string& path)
 // changes. ErrorKind::busy when a reader or a writer has it. The rest as above.
 Result<void> lock_image_for_writing(const base::Fd& fd, const std::string& path);
 // From the lock of a writer to that of a reader, without a moment between: others may read now.
-void keep_lock_of_reader(const base::Fd& fd);
+void keep_lock_of_reader(int fd);
 
 }  // namespace blockdev

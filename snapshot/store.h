@@ -94,6 +94,13 @@ struct GarbageReport {
   std::vector<std::string> damaged;  // named objects without a valid manifest: kept
 };
 
+// Where one persistent disk of a VM is since a snapshot has frozen what it was started on.
+struct NewestDisk {
+  std::string name;      // "vda"
+  std::string file;      // with its path
+  std::string argument;  // what --disk says to go on from there
+};
+
 class SnapshotStore final {
  public:
   // Creates the directories that are missing, 0700.
@@ -123,6 +130,10 @@ class SnapshotStore final {
   // now; the message says which, and the hint what to do. A file that has changed since is of no use
   // to them any more and may be written.
   Result<void> check_may_write(const std::string& image) const;
+
+  Result<std::vector<NewestDisk>> newest_disks(const std::string& vm) const;
+  // Refuses a VM in whose directory lies what a snapshot or another VM's disk was made above.
+  Result<void> check_may_remove(const std::string& vm) const;
 
   // Whole snapshots by creation time. All VMs when `vm` is empty.
   Result<std::vector<ListedSnapshot>> list(const std::string& vm) const;

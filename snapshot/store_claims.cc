@@ -51,7 +51,30 @@ std::string disk_argument(const std::string& file, const Disk& below,
   return text;
 }
 
+// What lies between a head and the images, from bottom to top.
+std::vector<std::string> files_between(const DiskHead& head, const std::string& directory,
+                                       const SnapshotStore& store) {
+  std::vector<std::string> files;
+  for (const DiskLayer& layer : head.below.layers) files.push_back(store.layer_path(layer));
+  for (const std::string& file : head.frozen) files.push_back(directory + "/" + file);
+  return files;
+}
+
 }  // namespace
+
+Result<std::vector<NewestDisk>> SnapshotStore::newest_disks(const std::string& vm) const {
+  TRY(check_plain_name("VM name", vm));
+  const std::string directory = vms_ + "/" + vm;
+  std::vector<NewestDisk> disks;
+  for (const DiskHead& head : TRY(read_disk_heads(directory))) {
+    const std::string file = directory + "/" + head.file;
+    disks.push_back(
+        {.name = head.below.name,
+         .file = file,
+         .argument = disk_argument(file, head.below, files_between(head, directory, *this))});
+  }
+  return disks;
+}
 
 Result<void> SnapshotStore::check_may_write(const std::string& image) const {
   const Result<BaseImage> found = BaseImage::identify(real_path(image), "raw");
@@ -62,9 +85,7 @@ Result<void> SnapshotStore::check_may_write(const std::string& image) const {
     if (!check_plain_name("VM name", vm)) continue;
     const std::string directory = vms_ + "/" + vm;
     for (const DiskHead& head : TRY(read_disk_heads(directory))) {
-      std::vector<std::string> between;
-      for (const DiskLayer& layer : head.below.layers) between.push_back(layer_path(layer));
-      for (const std::string& file : head.frozen) between.push_back(directory + "/" + file);
+      const std::vector<std::string> between = files_between(head, directory, *this);
       bool is_needed = rests_on(head.below, now);
       for (const std::string& path : between) is_needed = is_needed || is_same_file(now, path);
       if (!is_needed) continue;
@@ -74,8 +95,8 @@ Result<void> SnapshotStore::check_may_write(const std::string& image) const {
                         "above it, in \"{}\"",
                         image, vm, file)
           .with_hint(
-              fmt::format("go on from there with --disk {}; or quicksave rm {} drops that and "
-                          "its snapshots",
+              fmt::format("go on from there with --disk {}; or quicksave rm --force {} drops "
+                          "that and its snapshots",
                           disk_argument(file, head.below, between), vm));
     }
   }
@@ -96,6 +117,35 @@ Result<void> SnapshotStore::check_may_write(const std::string& image) const {
               fmt::format("mode=overlay leaves it as it is; quicksave restore {0}@{1} goes on "
                           "from the snapshot; or quicksave snapshot delete {0}@{1}",
                           manifest->vm, manifest->name));
+    }
+  }
+  return {};
+}
+
+Result<void> SnapshotStore::check_may_remove(const std::string& vm) const {
+  const std::string directory = real_path(vms_ + "/" + vm) + "/";
+  const auto refuse_if_within = [&](const Disk& disk, const std::string& who) -> Result<void> {
+    for (const BaseImage& base : disk.bases) {
+      if (!base.path.starts_with(directory)) continue;
+      return make_error(ErrorKind::busy, "VM \"{}\": {} rests on its \"{}\"", vm, who, base.path)
+          .with_hint("remove that first");
+    }
+    return {};
+  };
+  for (const std::string& other : TRY(names_in(vms_))) {
+    if (other == vm || !check_plain_name("VM name", other)) continue;
+    for (const DiskHead& head : TRY(read_disk_heads(vms_ + "/" + other))) {
+      TRY(refuse_if_within(head.below,
+                           fmt::format("disk {} of VM \"{}\"", head.below.name, other)));
+    }
+  }
+  for (const std::string& entry : TRY(names_in(snapshots_))) {
+    const Result<Uuid> uuid = Uuid::parse(entry);
+    if (!uuid) continue;
+    const Result<Manifest> manifest = read_manifest_at(object_path(*uuid), *uuid);
+    if (!manifest) continue;
+    for (const Disk& disk : manifest->disks) {
+      TRY(refuse_if_within(disk, fmt::format("snapshot '{}@{}'", manifest->vm, manifest->name)));
     }
   }
   return {};

@@ -26,14 +26,44 @@ const MarkedLayer* find_layer(snapshot::SnapshotTree& tree, std::size_t disk_ind
   return nullptr;
 }
 
+snapshot::Disk start_description(const blockdev::Disk& disk, const DiskMark& mark,
+                                 std::size_t index) {
+  const blockdev::DiskMode mode = disk.overlay != nullptr   ? blockdev::DiskMode::overlay
+                                  : disk.durable != nullptr ? blockdev::DiskMode::persist
+                                                            : blockdev::DiskMode::ro;
+  return {.slot = static_cast<u32>(index),
+          .name = fmt::format("vd{}", static_cast<char>('a' + index)),
+          .mode = std::string(blockdev::disk_mode_name(mode)),
+          .virtual_bytes = disk.backend->size_bytes(),
+          .bases = mark.bases,
+          .layers = {}};
+}
+
+// The files are there. What becomes of those that this process wrote is known when they are closed,
+// so the job completes the lists, in this order.
+snapshot::Disk describe_persistent(const blockdev::Disk& disk, const DiskMark& mark,
+                                   std::size_t index, SnapshotJob& job) {
+  snapshot::Disk described = start_description(disk, mark, index);
+  for (std::size_t n = 0; n < mark.layers.size(); ++n) {
+    const MarkedLayer& layer = mark.layers[n];
+    if (const std::optional<snapshot::DiskLayer> file = layer.described(); file) {
+      described.layers.push_back(*file);
+      continue;
+    }
+    const bool is_top = n + 1 == mark.layers.size();
+    job.frozen.push_back({.disk = index,
+                          .frozen = layer.frozen,
+                          .file = is_top ? snapshot::disk_layer_file(static_cast<u32>(index))
+                                         : fmt::format("disk-{}-below-{}.qcow2", index, n),
+                          .written = std::nullopt});
+  }
+  return described;
+}
+
 snapshot::Disk describe_disk(const blockdev::Disk& disk, const DiskMark& mark, std::size_t index,
                              SnapshotJob& job) {
-  snapshot::Disk described{.slot = static_cast<u32>(index),
-                           .name = fmt::format("vd{}", static_cast<char>('a' + index)),
-                           .mode = disk.overlay != nullptr ? "overlay" : "ro",
-                           .virtual_bytes = disk.backend->size_bytes(),
-                           .bases = mark.bases,
-                           .layers = {}};
+  if (disk.durable != nullptr) return describe_persistent(disk, mark, index, job);
+  snapshot::Disk described = start_description(disk, mark, index);
   blockdev::LayerList below = mark.images;
   blockdev::BackingName backing = backing_name(mark.bases.back());
   for (std::size_t n = 0; n < mark.layers.size(); ++n) {
@@ -61,8 +91,10 @@ snapshot::Disk describe_disk(const blockdev::Disk& disk, const DiskMark& mark, s
 
 }  // namespace
 
-Result<DiskMark> split_disk(const Machine& machine, std::size_t disk_index,
-                            const DiskMark& at_start, snapshot::SnapshotTree& tree) {
+Result<DiskMark> split_disk(const Machine& machine, const PersistentDisks& persistent,
+                            std::size_t disk_index, const DiskMark& at_start,
+                            snapshot::SnapshotTree& tree) {
+  if (const PersistentDisk* disk = persistent.find(disk_index)) return disk->below();
   blockdev::Overlay* const overlay = machine.disks()[disk_index]->overlay;
   DiskMark mark = at_start;
   if (overlay == nullptr) return mark;
@@ -76,6 +108,7 @@ Result<DiskMark> split_disk(const Machine& machine, std::size_t disk_index,
             ? *known
             : MarkedLayer{.layer = lower[n],
                           .sealed = std::dynamic_pointer_cast<const blockdev::SealedLayer>(lower[n]),
+                          .frozen = nullptr,
                           .file = std::nullopt});
   }
   return mark;

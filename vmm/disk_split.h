@@ -7,16 +7,19 @@
 
 #include "snapshot/tree.h"
 #include "vmm/machine.h"
+#include "vmm/persistent_disks.h"
 #include "vmm/snapshot_job.h"
 #include "vmm/snapshot_mark.h"
 
 namespace vmm {
 
-// Freezes what was written to a disk so far. What lies below is taken from the overlay itself: a
-// layer that no snapshot of `tree` knows was left behind by one that could not be written.
+// Freezes what was written to an overlay disk so far. What lies below is taken from the overlay
+// itself: a layer that no snapshot of `tree` knows was left behind by one that could not be written.
+// Persistent disks are split before, all at once (DiskSwitch); here they only say where they stand.
 // `at_start`: the disk's images, without layers.
-Result<DiskMark> split_disk(const Machine& machine, std::size_t disk_index,
-                            const DiskMark& at_start, snapshot::SnapshotTree& tree);
+Result<DiskMark> split_disk(const Machine& machine, const PersistentDisks& persistent,
+                            std::size_t disk_index, const DiskMark& at_start,
+                            snapshot::SnapshotTree& tree);
 
 // Lists the layers that are to be written, and what the manifest will say of the disks.
 void describe_disks(const Machine& machine, const std::vector<DiskMark>& disks, SnapshotJob& job);

@@ -19,6 +19,7 @@ Result<std::unique_ptr<LiveVm>> LiveVm::create(const kvm::Kvm& kvm,
              .socket_path = request.directory.console_socket(),
              .target = request.console}));
   vm->store_ = TRY(snapshot::SnapshotStore::open(vm->home_.snapshots(), vm->home_.vms()));
+  vm->persistent_ = std::make_unique<PersistentDisks>(request.directory.path());
   if (request.boot) {
     TRY(vm->boot(*request.boot));
   } else {
@@ -43,6 +44,7 @@ LiveVm::~LiveVm() {
   snapshotter_.reset();
   reverter_.reset();
   tree_.reset();
+  persistent_.reset();
   machine_.reset();
   if (console_) console_->finish();
 }
@@ -53,7 +55,17 @@ void LiveVm::start() {
   state_ = VmState::running;
 }
 
-void LiveVm::finish() { snapshotter_->finish(); }
+void LiveVm::finish() {
+  snapshotter_->finish();
+  machine_->quiesce();
+  if (const Result<void> closed = persistent_->close(); !closed) {
+    base::log(base::LogLevel::error, "{}: {}", name_, closed.error().message());
+    exit_status_ = ExitStatus::vmm_failed;
+  }
+  for (const std::string& head : persistent_->describe_heads()) {
+    base::log(base::LogLevel::info, "{}", head);
+  }
+}
 
 control::VmInfo LiveVm::info() {
   const snapshot::SnapshotNode* const current = tree_->current();
@@ -79,6 +91,7 @@ Result<void> LiveVm::resume() {
   if (state_ == VmState::running) return {};
   if (state_ != VmState::paused) return wrong_state("paused");
   paused_because_.clear();
+  persistent_->try_again();
   machine_->processors().forgive_pause();
   machine_->resume();
   state_ = VmState::running;

@@ -19,6 +19,7 @@
 #include "vmm/control/launcher.h"
 #include "vmm/control/vm_control.h"
 #include "vmm/machine.h"
+#include "vmm/persistent_disks.h"
 #include "vmm/reverter.h"
 #include "vmm/snapshotter.h"
 #include "vmm/stopwatch.h"
@@ -41,7 +42,8 @@ class LiveVm final : public control::VmControl,
 
   // The vCPUs go. Once.
   void start();
-  // The loop has ended: waits for a snapshot that is being written and tells who asked for it.
+  // The loop has ended: waits for a snapshot that is being written and tells who asked for it; then
+  // persistent disks are flushed and closed.
   void finish();
   ExitStatus exit_status() const { return exit_status_; }
 
@@ -58,6 +60,11 @@ class LiveVm final : public control::VmControl,
  private:
   LiveVm(const kvm::Kvm& kvm, const control::LaunchRequest& request, control::Loop& loop);
   Result<void> boot(const control::MachineConfig& config);
+  blockdev::DiskOptions disk_options() const;
+  std::string first_head_path(std::size_t slot) const;
+  Result<std::unique_ptr<blockdev::Disk>> open_boot_disk(const blockdev::DiskSpec& spec) const;
+  Result<std::unique_ptr<blockdev::Disk>> open_snapshot_disk(const blockdev::DiskSpec& spec,
+                                                             const snapshot::Disk& described) const;
   Result<void> restore(const control::LaunchRequest& request);
   Result<void> restore_object(const control::LaunchRequest& request,
                               std::shared_ptr<const snapshot::SnapshotObject> object);
@@ -90,6 +97,7 @@ class LiveVm final : public control::VmControl,
   std::optional<snapshot::SnapshotStore> store_;
   std::unique_ptr<Machine> machine_;
   std::vector<DiskMark> disks_at_start_;
+  std::unique_ptr<PersistentDisks> persistent_;
   std::unique_ptr<snapshot::SnapshotTree> tree_;
   LayerHandover handover_;
   std::unique_ptr<Reverter> reverter_;

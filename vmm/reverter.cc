@@ -97,11 +97,13 @@ memory::PageSet all_but_last(const memory::PageSet& pages) {
 }  // namespace
 
 Reverter::Reverter(const kvm::Kvm& kvm, Machine& machine, snapshot::SnapshotTree& tree,
-                   const snapshot::SnapshotStore& store, LayerHandover& handover)
+                   const snapshot::SnapshotStore& store, PersistentDisks& persistent,
+                   LayerHandover& handover)
     : kvm_(kvm),
       machine_(machine),
       tree_(tree),
       store_(store),
+      persistent_(persistent),
       handover_(handover),
       scratch_(machine.memory().page_count()) {
   rewritten_tables_.reserve(kMaximumZappedPages + 1);
@@ -156,7 +158,7 @@ Result<snapshot::SnapshotNode*> Reverter::adopt(
     for (const snapshot::DiskLayer& layer : manifest.disks[i].layers) {
       blockdev::OpenedLayer opened = TRY(blockdev::open_layer_file(store_.layer_path(layer)));
       disks[i].layers.push_back(
-          {.layer = std::move(opened.layer), .sealed = nullptr, .file = layer});
+          {.layer = std::move(opened.layer), .sealed = nullptr, .frozen = nullptr, .file = layer});
     }
     mark->disks.push_back(std::move(disks[i]));
   }
@@ -179,6 +181,9 @@ tl::expected<control::RevertResult, RevertFailure> Reverter::revert(
   control::RevertResult result;
   result.snapshot = target.name;
   Phases phases(result);
+  Result<std::unique_ptr<DiskSwitch>> disk_switch = persistent_.prepare_rebase(target);
+  if (!disk_switch) return refused(disk_switch.error());
+  if (!persistent_.empty()) phases.done("fresh-disks");
   if (running) machine_.quiesce();
   phases.done("pause");
   machine_.processors().set_clock_policy(to_kvm(request.clock));
@@ -192,6 +197,7 @@ tl::expected<control::RevertResult, RevertFailure> Reverter::revert(
     if (overlay == nullptr || planted("disk")) continue;
     result.clusters += overlay->rebase_on(mark_of(target).disks[i].lower()).block_count;
   }
+  (*disk_switch)->rebase_on(target);
   phases.done("disks");
   if (Result<void> devices = restore_devices(target); !devices) return halted(devices.error());
   phases.done("devices");

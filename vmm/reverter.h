@@ -22,6 +22,7 @@
 #include "vmm/kvm/self_test.h"
 #include "vmm/layer_handover.h"
 #include "vmm/machine.h"
+#include "vmm/persistent_disks.h"
 #include "vmm/snapshot_mark.h"
 
 namespace vmm {
@@ -36,7 +37,8 @@ class Reverter final {
  public:
   // All outlive the reverter.
   Reverter(const kvm::Kvm& kvm, Machine& machine, snapshot::SnapshotTree& tree,
-           const snapshot::SnapshotStore& store, LayerHandover& handover);
+           const snapshot::SnapshotStore& store, PersistentDisks& persistent,
+           LayerHandover& handover);
 
   // Finds out how this host's KVM wants to be told of rewritten memory. Once, before the first
   // revert; costs a few milliseconds.
@@ -77,6 +79,7 @@ class Reverter final {
   Machine& machine_;
   snapshot::SnapshotTree& tree_;
   const snapshot::SnapshotStore& store_;
+  PersistentDisks& persistent_;
   LayerHandover& handover_;
   std::optional<kvm::StaleTranslations> stale_;
   memory::PageSet scratch_;

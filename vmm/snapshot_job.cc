@@ -1,6 +1,8 @@
 #include "vmm/snapshot_job.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "blockdev/disk.h"
 #include "snapshot/memory_file.h"
@@ -15,10 +17,14 @@ void SnapshotJob::write(const snapshot::SnapshotStore& store) {
     base::log(base::LogLevel::warning, "leftovers of snapshots stay: {}", removed.error().message());
   }
   outcome = write_files(store);
+  if (outcome) hand_over_frozen_files();
+  disk_switch->settle();
   if (outcome) open_files(store);
 }
 
 Result<void> SnapshotJob::write_files(const snapshot::SnapshotStore& store) {
+  // First, for it is what the guest waits for.
+  TRY(take_frozen_files());
   manifest.memory.push_back(TRY_CONTEXT(snapshot::write_memory_file(draft.directory(), *image),
                                         "write the snapshot's memory"));
   result.memory_bytes = manifest.memory[0].allocated_bytes;
@@ -45,6 +51,54 @@ Result<void> SnapshotJob::write_layers() {
     result.disk_bytes += described.written_bytes;
   }
   return {};
+}
+
+// The VM's directory keeps its name of a file until the record says that the snapshot has it.
+Result<void> SnapshotJob::take_frozen_files() {
+  for (FrozenLayer& layer : frozen) {
+    TRY(layer.frozen->finish());
+    snapshot::Disk& disk = manifest.disks[layer.disk];
+    const DiskFile& file = layer.frozen->file();
+    if (file.owner == FileOwner::user) {
+      disk.bases.push_back(layer.frozen->base());
+      continue;
+    }
+    // The one below is new in this snapshot too if an earlier snapshot could not be written, and has
+    // another name than was expected when this file was made above it.
+    if (const std::string* below = new_layer_below(layer); below != nullptr) {
+      TRY(layer.frozen->set_backing_name(layer_backing_name(manifest.uuid, *below).path));
+    }
+    const std::string path = draft.file_path(layer.file);
+    if (::link(file.path.c_str(), path.c_str()) != 0) {
+      return errno_error("give \"{}\" to the snapshot as \"{}\"", file.path, path);
+    }
+    struct stat status {};
+    if (::stat(path.c_str(), &status) != 0) return errno_error("\"{}\"", path);
+    layer.written = {.owner = manifest.uuid,
+                     .file = layer.file,
+                     .size_bytes = static_cast<u64>(status.st_size),
+                     .checksum = std::nullopt};
+    disk.layers.push_back(*layer.written);
+    result.disk_bytes += static_cast<u64>(status.st_blocks) * 512;
+  }
+  return {};
+}
+
+const std::string* SnapshotJob::new_layer_below(const FrozenLayer& layer) const {
+  const std::string* below = nullptr;
+  for (const FrozenLayer& other : frozen) {
+    if (&other == &layer) return below;
+    if (other.disk == layer.disk && other.written) below = &other.file;
+  }
+  return nullptr;
+}
+
+void SnapshotJob::hand_over_frozen_files() {
+  for (const FrozenLayer& layer : frozen) {
+    if (!layer.written) continue;
+    layer.frozen->set_owned(*layer.written);
+    persistent->retire(layer.frozen->file().path);
+  }
 }
 
 void SnapshotJob::open_files(const snapshot::SnapshotStore& store) {

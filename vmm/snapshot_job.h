@@ -20,6 +20,7 @@
 #include "snapshot/state_file.h"
 #include "snapshot/store.h"
 #include "vmm/control/vm_control.h"
+#include "vmm/persistent_disks.h"
 #include "vmm/stopwatch.h"
 
 namespace vmm {
@@ -37,6 +38,15 @@ struct SnapshotJob {
     blockdev::LayerPointer durable;  // the file as a layer; null if it could not be opened
   };
 
+  // A file that a persistent disk was written to: flushed, closed, and given to the snapshot.
+  struct FrozenLayer {
+    std::size_t disk;
+    FrozenPointer frozen;
+    std::string file;  // its name in the snapshot, unless it is the user's own
+    // From write():
+    std::optional<snapshot::DiskLayer> written;
+  };
+
   explicit SnapshotJob(snapshot::SnapshotDraft d) : draft(std::move(d)) {}
 
   // Writes memory, layers and state, then publishes. If it fails, nothing appears.
@@ -49,6 +59,11 @@ struct SnapshotJob {
   std::shared_ptr<const snapshot::MemoryImage> image;
   std::vector<snapshot::Section> sections;
   std::vector<PendingLayer> layers;
+  std::vector<FrozenLayer> frozen;
+  PersistentDisks* persistent = nullptr;
+  // Settled by write(), so that the guest's flushes end when the manifest is durable, or when it is
+  // known that there will be none.
+  std::unique_ptr<DiskSwitch> disk_switch;
   std::optional<snapshot::CopyBuffer> buffer;
 
   // From write():
@@ -59,6 +74,10 @@ struct SnapshotJob {
  private:
   Result<void> write_files(const snapshot::SnapshotStore& store);
   Result<void> write_layers();
+  Result<void> take_frozen_files();
+  // Null: what lies below is no new layer.
+  const std::string* new_layer_below(const FrozenLayer& layer) const;
+  void hand_over_frozen_files();
   void open_files(const snapshot::SnapshotStore& store);
 };
 

@@ -9,16 +9,24 @@
 #include "snapshot/manifest.h"
 #include "snapshot/store.h"
 #include "snapshot/tree.h"
+#include "vmm/frozen_file.h"
 
 namespace vmm {
 
-// One sealed overlay layer of one disk.
+// One layer of one disk that was frozen by a snapshot.
 struct MarkedLayer {
   blockdev::LayerPointer layer;
-  // Set until the layer is a file: what the file is written from.
+  // mode=overlay: set until the layer is a file: what the file is written from.
   blockdev::SealedPointer sealed;
-  // What manifests say of the file; nothing until it is durable.
+  // mode=persist: the file that this process wrote. The user's own counts as a layer here, though
+  // manifests call it a base.
+  FrozenPointer frozen;
   std::optional<snapshot::DiskLayer> file;
+
+  // What manifests say of the file; nothing until it is durable, and for the user's own.
+  std::optional<snapshot::DiskLayer> described() const {
+    return file || frozen == nullptr ? file : frozen->owned();
+  }
 };
 
 struct DiskMark {
@@ -26,7 +34,7 @@ struct DiskMark {
   blockdev::LayerList images;              // the same as layers, from top to bottom
   std::vector<MarkedLayer> layers;         // above them, from bottom to top
 
-  // The disk's content at T as the overlay wants it: from top to bottom.
+  // The disk's content at T as the disk wants it: from top to bottom.
   blockdev::LayerList lower() const {
     blockdev::LayerList list;
     for (auto layer = layers.rbegin(); layer != layers.rend(); ++layer) {

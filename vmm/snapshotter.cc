@@ -14,13 +14,15 @@ namespace vmm {
 Snapshotter::Snapshotter(Machine& machine, snapshot::RamOrigin ram_origin,
                          snapshot::SnapshotTree& tree, const snapshot::SnapshotStore& store,
                          SnapshotIdentity identity, std::vector<DiskMark> disks_at_start,
-                         LayerHandover& handover, control::Loop& loop)
+                         PersistentDisks& persistent, LayerHandover& handover,
+                         control::Loop& loop)
     : machine_(machine),
       ram_origin_(ram_origin),
       tree_(tree),
       store_(store),
       identity_(std::move(identity)),
       disks_at_start_(std::move(disks_at_start)),
+      persistent_(persistent),
       handover_(handover),
       loop_(loop),
       scratch_(machine.memory().page_count()) {}
@@ -78,6 +80,8 @@ Result<std::unique_ptr<SnapshotJob>> Snapshotter::prepare(
           ? snapshot::populated_pages(machine_.memory(), ram_origin_).count()
           : tree_.dirty_since_current().count();
   job->buffer = TRY(snapshot::CopyBuffer::prepare(machine_.memory().size_bytes(), expected_pages));
+  job->persistent = &persistent_;
+  job->disk_switch = TRY(persistent_.prepare_split(job->manifest.uuid));
   return job;
 }
 
@@ -111,8 +115,9 @@ Result<void> Snapshotter::capture(SnapshotJob& job) {
   TRY(machine_.vm().rearm_dirty(first ? scratch_ : tree_.dirty_since_current()));
   auto mark = std::make_unique<SnapshotMark>();
   mark->parent = job.manifest.parent;
+  job.disk_switch->split();
   for (std::size_t i = 0; i < machine_.disks().size(); ++i) {
-    mark->disks.push_back(TRY(split_disk(machine_, i, disks_at_start_[i], tree_)));
+    mark->disks.push_back(TRY(split_disk(machine_, persistent_, i, disks_at_start_[i], tree_)));
   }
   describe_disks(machine_, mark->disks, job);
   node.mark = std::move(mark);

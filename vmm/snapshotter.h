@@ -2,8 +2,9 @@
 // the guest goes on.
 //
 // In the pause: device and processor state is copied, the changed pages of RAM are copied, the disks
-// are split. Nothing is written to a file. Afterwards a background thread writes memory, state and
-// disk layers, the manifest last; the snapshot is listed when all of it is durable.
+// are split. Nothing is written to a file; what persistent disks go on in was made before. Afterwards
+// a background thread writes memory, state and disk layers, the manifest last; the snapshot is listed
+// when all of it is durable.
 //
 // If writing fails, the snapshot is gone from the list and from this process, the guest is as if it
 // had never been asked for, and the split of the disks stays as a layer without a name: the next
@@ -38,7 +39,8 @@ class Snapshotter final {
   // All outlive the snapshotter. `disks_at_start`: the user's images, without layers.
   Snapshotter(Machine& machine, snapshot::RamOrigin ram_origin, snapshot::SnapshotTree& tree,
               const snapshot::SnapshotStore& store, SnapshotIdentity identity,
-              std::vector<DiskMark> disks_at_start, LayerHandover& handover, control::Loop& loop);
+              std::vector<DiskMark> disks_at_start, PersistentDisks& persistent,
+              LayerHandover& handover, control::Loop& loop);
   // Calls finish().
   ~Snapshotter();
 
@@ -69,6 +71,7 @@ class Snapshotter final {
   const snapshot::SnapshotStore& store_;
   const SnapshotIdentity identity_;
   const std::vector<DiskMark> disks_at_start_;
+  PersistentDisks& persistent_;
   LayerHandover& handover_;
   control::Loop& loop_;
   memory::PageSet scratch_;

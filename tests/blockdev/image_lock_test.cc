@@ -72,7 +72,7 @@ TEST(ImageLock, WhatWeWriteQemuNeitherWritesNorReads) {
     EXPECT_EQ(open_image_file_for_writing(path, ImageFormat::qcow2).error().kind(),
               ErrorKind::busy);
     // Frozen: readers come in, writers do not.
-    keep_lock_of_reader(writer.fd);
+    keep_lock_of_reader(writer.fd.get());
     run_ok(read);
     EXPECT_THAT(run_command(write).output, HasSubstr("lock"));
     EXPECT_TRUE(open_image_file(path, ImageFormat::qcow2));

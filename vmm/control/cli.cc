@@ -168,7 +168,8 @@ void add_kill(CLI::App& app, Invocation& call) {
 void add_rm(CLI::App& app, Invocation& call) {
   CLI::App& verb = *app.add_subcommand("rm", "remove VMs, their logs and snapshots");
   verb.add_option("VM", call.vms, "names")->required();
-  verb.add_flag("-f,--force", call.force, "kill those that run");
+  verb.add_flag("-f,--force", call.force,
+                "kill those that run, drop the newest state of persistent disks");
   verb.final_callback([&call] {
     call.work = [&call] { return remove(call.vms, call.force ? Force::yes : Force::no); };
   });

@@ -176,7 +176,8 @@ Result<int> launch_here(LaunchRequest request, Keep keep, Launcher& launcher) {
   const bool is_unused =
       status != kExitDone &&
       (::stat(directory->console_log().c_str(), &console) != 0 || console.st_size == 0);
-  if (has_snapshots(*directory) || (keep == Keep::always && !is_unused)) return status;
+  if (has_snapshots(*directory) || has_disks(*directory)) return status;
+  if (keep == Keep::always && !is_unused) return status;
   TRY(lock_vm_directory(*directory));
   TRY(remove_vm_directory(*directory));
   return status;

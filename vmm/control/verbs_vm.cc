@@ -14,7 +14,7 @@ using nlohmann::json;
 
 // A VM that hangs must not hang `ps`.
 constexpr u64 kGlanceMs = 1000;
-// After a kill, what is left is to unmap memory and close files.
+// After a kill, what is left is to flush disks, unmap memory and close files.
 constexpr u64 kKillWaitMs = 10'000;
 
 std::string human_uptime(u64 ms) {
@@ -57,6 +57,17 @@ std::vector<std::string> row_of(const json& vm) {
           vm.value("paused_because", "")};
 }
 
+// What is lost with a VM that nobody meant to lose.
+Result<void> check_nothing_is_lost(const snapshot::SnapshotStore& store, const std::string& vm) {
+  const std::vector<snapshot::NewestDisk> disks = TRY(store.newest_disks(vm));
+  if (disks.empty()) return {};
+  return make_error(ErrorKind::wrong_state, "VM \"{}\" has the newest state of its disk {}, in \"{}\"",
+                    vm, disks.front().name, disks.front().file)
+      .with_hint(fmt::format("quicksave inspect {0} shows how to go on from it; quicksave rm --force "
+                             "{0} drops it",
+                             vm));
+}
+
 Result<int> remove_one(const Home& home, const std::string& vm, Force force) {
   VmDirectory directory = TRY(find_vm_directory(home, vm));
   const std::optional<u32> owner = TRY(owner_of(directory));
@@ -66,6 +77,8 @@ Result<int> remove_one(const Home& home, const std::string& vm, Force force) {
   }
   TRY(lock_vm_directory(directory));
   const auto store = TRY(snapshot::SnapshotStore::open(home.snapshots(), home.vms()));
+  if (force == Force::no) TRY(check_nothing_is_lost(store, vm));
+  TRY(store.check_may_remove(vm));
   TRY(store.remove_names(vm));
   TRY(remove_vm_directory(directory));
   return kExitDone;
@@ -98,6 +111,12 @@ Result<int> inspect(const std::string& vm) {
   description["directory"] = directory.path();
   description["api_socket"] = directory.api_socket();
   description["console_socket"] = directory.console_socket();
+  const auto store = TRY(snapshot::SnapshotStore::open(home.snapshots(), home.vms()));
+  description["newest_disks"] = json::array();
+  for (const snapshot::NewestDisk& disk : TRY(store.newest_disks(vm))) {
+    description["newest_disks"].push_back(
+        {{"name", disk.name}, {"file", disk.file}, {"disk_argument", disk.argument}});
+  }
   put(description.dump(2, ' ', false, json::error_handler_t::replace) + "\n");
   return kExitDone;
 }
@@ -132,7 +151,8 @@ Result<int> kill(const std::string& vm) {
   if (client) {
     client->set_timeout_ms(kGlanceMs);
     const Result<std::string> asked = client->request("POST", "/v1/kill");
-    if (asked && TRY(wait_for_end(directory, kGlanceMs))) return kExitDone;
+    // It listens, and may have a disk to flush.
+    if (asked && TRY(wait_for_end(directory, kKillWaitMs))) return kExitDone;
   }
   // It does not listen. The lock is held, so the pid is that of the VM.
   const std::optional<u32> still = TRY(owner_of(directory));

@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "snapshot/disk_heads.h"
 #include "snapshot/file_lock.h"
 #include "vmm/base/directories.h"
 #include "vmm/base/log.h"
@@ -240,6 +241,11 @@ bool has_snapshots(const VmDirectory& directory) {
   std::error_code code;
   const std::filesystem::directory_iterator entries(directory.refs(), code);
   return !code && entries != std::filesystem::directory_iterator();
+}
+
+bool has_disks(const VmDirectory& directory) {
+  std::error_code code;
+  return std::filesystem::exists(directory.path() + "/" + snapshot::kDiskHeadsFile, code);
 }
 
 std::string generate_name() {

@@ -3,9 +3,11 @@
 //   $QUICKSAVE_HOME/                 default ${XDG_STATE_HOME:-~/.local/state}/quicksave
 //     vms/NAME/lock                  OFD write lock: held by the VM's process while it lives
 //             /config.json           MachineConfig
-//             /console.log           what the guest wrote, since it was started; appended, never
-//             cut /vmm.log               the VMM's own messages /refs/SNAPSHOT         one small
-//             file per snapshot name: the object's UUID
+//             /console.log           what the guest wrote, since it was started; appended, never cut
+//             /vmm.log               the VMM's own messages
+//             /refs/SNAPSHOT         one small file per snapshot name: the object's UUID
+//             /disks.json            where persistent disks are since their first snapshot
+//             /disk-N-M.qcow2        their newest state
 //     snapshots/UUID/                snapshot objects (snapshot/store.h)
 //   runtime directory/NAME/          $QUICKSAVE_HOME/run where that variable is set, else
 //             /api.sock              $XDG_RUNTIME_DIR/quicksave, else the home's run/
@@ -83,6 +85,8 @@ Result<std::optional<u32>> owner_of(const VmDirectory& directory);
 
 // Names of the snapshots of this VM (files in refs/).
 bool has_snapshots(const VmDirectory& directory);
+// The newest state of a persistent disk is in it.
+bool has_disks(const VmDirectory& directory);
 
 // "vm-" and six random letters and digits.
 std::string generate_name();
