@@ -13,10 +13,8 @@
 
 namespace blockdev::test {
 
-TempDir::TempDir() {
-  char name[] = "/var/tmp/quicksave-test-XXXXXX";
-  EXPECT_NE(::mkdtemp(name), nullptr);
-  root_ = name;
+TempDir::TempDir(const std::string& below) : root_(below + "/quicksave-test-XXXXXX") {
+  EXPECT_NE(::mkdtemp(root_.data()), nullptr);
 }
 
 TempDir::~TempDir() {

@@ -15,7 +15,7 @@ namespace blockdev::test {
 // A directory that goes with the object.
 class TempDir final {
  public:
-  TempDir();
+  explicit TempDir(const std::string& below = "/var/tmp");
   ~TempDir();
   std::string path(const std::string& name) const { return root_ + "/" + name; }
   const std::string& root() const { return root_; }
