@@ -63,27 +63,29 @@ Reserved Allocator::reserve_given_back(HostRun& run) {
 
 Reserved Allocator::reserve_all(u64 wanted, HostRun& run) {
   while (true) {
-    Reserved result = ensure_block();
+    const Reserved result = ensure_block();
     if (result != Reserved::yes) return result;
-    // All blocks of the run must be there before its first cluster is taken: a block that is made
-    // lies at the cursor.
-    u64 last = cursor_;
-    const u64 end = cursor_ + wanted;
-    while (last < end && refcounts_.is_loaded(refcounts_.block_of(last))) {
-      const u64 block_end = (refcounts_.block_of(last) + 1) * refcounts_.clusters_per_block();
-      const u64 stop = std::min(end, block_end);
-      const u64 unused = count_unused(last, stop);
-      last += unused;
-      if (last < stop) break;
+    const u64 unused = count_unused(cursor_, first_unloaded(cursor_, cursor_ + wanted));
+    if (unused == wanted) break;
+    const u64 stop = cursor_ + unused;
+    if (refcounts_.is_loaded(refcounts_.block_of(stop))) {
+      cursor_ = stop + 1;  // in use: what lies before it is left unused
+      continue;
     }
-    if (last == end) break;
-    cursor_ = last;  // used, or without a block: what lies before it is left unused
-    if (refcounts_.is_loaded(refcounts_.block_of(last))) ++cursor_;
+    const Reserved made = make_block_of(stop);
+    if (made != Reserved::yes) return made;
   }
   if (is_metadata(cursor_, wanted)) return Reserved::overlap;
   take(cursor_, wanted, run);
   cursor_ += wanted;
   return Reserved::yes;
+}
+
+u64 Allocator::first_unloaded(u64 cluster, u64 end) const {
+  while (cluster < end && refcounts_.is_loaded(refcounts_.block_of(cluster))) {
+    cluster = (refcounts_.block_of(cluster) + 1) * refcounts_.clusters_per_block();
+  }
+  return std::min(cluster, end);
 }
 
 void Allocator::take(u64 cluster, u64 count, HostRun& run) {
@@ -105,23 +107,26 @@ u64 Allocator::count_unused(u64 cluster, u64 end) const {
 Reserved Allocator::ensure_block() {
   while (true) {
     if (cursor_ >= kMaxHostBytes >> cluster_bits_) return Reserved::no_space;
-    const u64 block = refcounts_.block_of(cursor_);
-    if (block >= refcounts_.table().size()) {
-      const Reserved result = enlarge_table(block);
-      if (result != Reserved::yes) return result;
-      continue;  // the cursor has moved
-    }
-    if (refcounts_.is_loaded(block)) return Reserved::yes;
-    if (refcounts_.block_offset(block) != 0) {
-      missing_block_ = block;
-      return Reserved::needs_block;
-    }
-    if (is_metadata(cursor_, 1)) return Reserved::overlap;
-    refcounts_.add_new(block, cursor_ << cluster_bits_);
-    refcounts_.set(cursor_, 1);
-    add_metadata(cursor_, 1);
-    ++cursor_;
+    if (refcounts_.is_loaded(refcounts_.block_of(cursor_))) return Reserved::yes;
+    const Reserved result = make_block_of(cursor_);
+    if (result != Reserved::yes) return result;
   }
+}
+
+// At the cursor, which is not in use. That moves, be it that the table must grow first.
+Reserved Allocator::make_block_of(u64 cluster) {
+  const u64 block = refcounts_.block_of(cluster);
+  if (block >= refcounts_.table().size()) return enlarge_table(block);
+  if (refcounts_.block_offset(block) != 0) {
+    missing_block_ = block;
+    return Reserved::needs_block;
+  }
+  if (is_metadata(cursor_, 1)) return Reserved::overlap;
+  refcounts_.add_new(block, cursor_ << cluster_bits_);
+  refcounts_.set(cursor_, 1);
+  add_metadata(cursor_, 1);
+  ++cursor_;
+  return Reserved::yes;
 }
 
 // All blocks behind the old table's end are made on the way, so nothing needs to be read here.

@@ -13,8 +13,8 @@
 // Everything reserved is compared with where metadata lies. A hit means that the refcounts are
 // wrong, and writing there would destroy the image.
 //
-// Refcount blocks are made as the cursor meets clusters without one; the first cluster that a block
-// describes is then the block itself (reference/qcow2.md 1.4). When the refcount table is too
+// Refcount blocks are made at the cursor as it meets clusters without one: usually a block is then
+// the first cluster that it describes (reference/qcow2.md 1.4). When the refcount table is too
 // short, a new one of twice the length is reserved, and the flush moves to it.
 //
 // Thread: one at a time (the image's lock).
@@ -90,6 +90,8 @@ class Allocator final {
   Reserved enlarge_table(u64 block);
   // Makes sure that the cluster at the cursor has a refcount block in memory.
   Reserved ensure_block();
+  Reserved make_block_of(u64 cluster);
+  u64 first_unloaded(u64 cluster, u64 end) const;
   void take(u64 cluster, u64 count, HostRun& run);
   u64 skip_used(u64 cluster, u64 end) const;
   u64 count_unused(u64 cluster, u64 end) const;
