@@ -11,7 +11,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr u64 kVersion = 1;
+constexpr u64 kRecordVersion = 1;
 constexpr u64 kMaximumHeads = 64;
 constexpr u64 kMaximumFrozen = 1024;
 
@@ -38,9 +38,9 @@ Result<std::vector<DiskHead>> parse(const std::string& text) {
   const json document = TRY(parse_json(text));
   JsonObject object = TRY(JsonObject::of(document, ""));
   const u64 version = TRY(object.number("version"));
-  if (version != kVersion) {
+  if (version != kRecordVersion) {
     return make_error(ErrorKind::unsupported, "format version {}; this program reads version {}",
-                      version, kVersion);
+                      version, kRecordVersion);
   }
   const json* const array = TRY(object.array("heads", kMaximumHeads));
   TRY(object.finish());
@@ -58,7 +58,7 @@ Result<void> write_disk_heads(const std::string& vm_directory, const std::vector
   for (const DiskHead& head : heads) {
     array.push_back({{"file", head.file}, {"frozen", head.frozen}, {"disk", head.below.to_json()}});
   }
-  const json document = {{"version", kVersion}, {"heads", std::move(array)}};
+  const json document = {{"version", kRecordVersion}, {"heads", std::move(array)}};
   const std::string text = document.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
   return replace_file(vm_directory, kDiskHeadsFile, text);
 }

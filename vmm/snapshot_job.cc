@@ -17,7 +17,12 @@ void SnapshotJob::write(const snapshot::SnapshotStore& store) {
     base::log(base::LogLevel::warning, "leftovers of snapshots stay: {}", removed.error().message());
   }
   outcome = write_files(store);
-  if (outcome) hand_over_frozen_files();
+  if (outcome) {
+    hand_over_frozen_files();
+  } else {
+    // The room it takes goes before the disks need some.
+    const snapshot::SnapshotDraft dropped = std::move(draft);
+  }
   disk_switch->settle();
   if (outcome) open_files(store);
 }

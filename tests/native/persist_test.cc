@@ -255,6 +255,28 @@ TEST_F(Persist, RevertTakesTheDiskBackAndFlushesGoOn) {
   expect_pattern(bytes, 20, 80, 1);
 }
 
+// What the guest wrote up to T and never flushed is in the frozen file, what it wrote after is not.
+TEST_F(Persist, SnapshotWhileTheGuestWritesIsWhole) {
+  const std::string file = image("d.qcow2");
+  start(persist(file));
+  vm_.send("disk-write 0 0 32000 9\n");
+  ::usleep(20000);
+  vm_.snapshot("a");
+  EXPECT_EQ(vm_.log().find("STATUS 0"), std::string::npos) << "the snapshot came too late";
+  expect_clean(file);
+  VmProcess other(home_, "other");
+  other.start_from("t@a");
+  // Answered when the writing that the snapshot cut in two is finished.
+  const std::string restored = other.ask("disk-hash 0 0 32000");
+  const std::string went_on = vm_.ask("disk-hash 0 0 32000");
+  vm_.revert("a");
+  vm_.forget_connection();
+  EXPECT_EQ(vm_.ask("disk-hash 0 0 32000"), restored);
+  EXPECT_EQ(went_on.substr(went_on.find("HASH")), restored);
+  power_off(vm_);
+  expect_pattern(content(head()), 0, 32000, 9);
+}
+
 // While the snapshot's memory is written, which takes a while here.
 TEST_F(Persist, FlushEndsWhenTheSnapshotItStandsOnIsDurable) {
   start(persist(image("d.qcow2")), {"-m", "512M"});
@@ -628,6 +650,67 @@ TEST_F(PersistWithoutRoom, PausesTheVmAndGoesOnWhenThereIsRoom) {
   const std::string bytes = content(file);
   expect_pattern(bytes, 0, 8192, 1);
   expect_pattern(bytes, 8192, 16384, 2);
+}
+
+// A home that is a small file system: a snapshot without room is refused, and the guest goes on.
+class PersistInAFullHome : public Persist {
+ protected:
+  void SetUp() override {
+    if (::geteuid() != 0) GTEST_SKIP() << "a small file system needs root";
+    Persist::SetUp();
+    if (IsSkipped()) return;
+    is_mounted_ = std::system(("mount -t tmpfs -o size=48m none " + home_.path()).c_str()) == 0;
+    ASSERT_TRUE(is_mounted_);
+  }
+  void TearDown() override {
+    if (!is_mounted_) return;
+    home_.quicksave({"kill", "t"});
+    vm_.wait_until_gone();
+    EXPECT_EQ(std::system(("umount -l " + home_.path()).c_str()), 0);
+  }
+  bool is_mounted_ = false;
+};
+
+TEST_F(PersistInAFullHome, SnapshotAndRevertAreRefusedAndTheGuestGoesOn) {
+  const std::string file = image("d.qcow2");
+  start(persist(file));
+  write(vm_, 0, 100, 1);
+  vm_.ask("fill 0 2048 1");
+  vm_.snapshot("a");
+  write(vm_, 0, 50, 2);
+  flush(vm_);
+  const auto leave_kib = [&](const std::string& left) {
+    shell(
+        "rm -f ballast; free=$(df -k --output=avail . | tail -1); "
+        "dd if=/dev/zero of=ballast bs=1k count=$((free - " +
+        left + ")) || true");
+  };
+  for (const char* left : {"4096", "1024", "128"}) {
+    SCOPED_TRACE(left);
+    leave_kib(left);
+    vm_.ask("fill 0 2048 7");
+    EXPECT_EQ(home_.quicksave({"snapshot", "create", "t", "b"}).status, 1);
+    EXPECT_EQ(home_.state_of("t"), "running");
+    flush(vm_);
+    expect(vm_, 0, 50, 2);
+  }
+  // Not even the record of what is written now: flushes wait, the VM pauses, and goes on with room.
+  leave_kib("16");
+  EXPECT_EQ(home_.quicksave({"snapshot", "create", "t", "b"}).status, 1);
+  const std::size_t from = vm_.log().size();
+  vm_.send("disk-flush 0\n");
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  fs::remove(home_.file("ballast"));
+  EXPECT_EQ(home_.quicksave({"resume", "t"}).status, 0);
+  ASSERT_TRUE(vm_.wait_for("STATUS 0", from));
+  vm_.snapshot("c");
+  vm_.revert("a");
+  expect(vm_, 0, 100, 1);
+  vm_.revert("c");
+  expect(vm_, 0, 50, 2);
+  power_off(vm_);
+  expect_clean(head());
+  expect_pattern(content(object("c") + "/disk-0.qcow2"), 0, 50, 2);
 }
 
 }  // namespace
