@@ -21,8 +21,8 @@ class Copier final {
         granule_bytes_(sink.granule_bytes()),
         bytes_(kPieceBytes) {
     if (job.below == nullptr) return;
-    below_.emplace(*job.below);
     below_bytes_.resize(kPieceBytes);
+    if (!job.below->empty()) below_.emplace(*job.below);
   }
 
   Result<void> run() {
@@ -38,27 +38,34 @@ class Copier final {
 
  private:
   bool is_shared(const ChainRun& run) const {
-    return run.depth >= job_.shared_from && run.kind != ChainRun::Kind::absent;
+    if (run.kind == ChainRun::Kind::absent) return job_.absent == Absent::stays_below;
+    return run.depth >= job_.shared_from || run.depth < job_.own_layers;
   }
-  bool can_skip(const ChainRun& run) const {
-    if (is_shared(run)) return true;
-    const bool may_say_nothing = below_ == std::nullopt && !sink_.wants_zeros();
-    return may_say_nothing && job_.find_zeros == FindZeros::yes && run.reads_as_zeros();
+  // Of how many bytes from `offset` on nothing has to be put: none, whole pieces, or all.
+  Result<u64> skip_from(u64 offset) {
+    const u64 left = size_bytes_ - offset;
+    const ChainRun run = TRY(source_.run_at(offset, left));
+    u64 length = is_shared(run) ? run.length_bytes : 0;
+    if (length == 0 && run.reads_as_zeros() && job_.find_zeros != FindZeros::no) {
+      length = std::min(run.length_bytes, TRY(unsaid_zeros(offset, left)));
+    }
+    return length == left ? length : base::align_down(length, kPieceBytes);
   }
 
-  // Whole pieces of which nothing has to be put.
-  Result<u64> skip_from(u64 offset) {
-    const ChainRun run = TRY(source_.run_at(offset, size_bytes_ - offset));
-    if (!can_skip(run)) return u64{0};
-    const bool is_rest = offset + run.length_bytes == size_bytes_;
-    return is_rest ? run.length_bytes : base::align_down(run.length_bytes, kPieceBytes);
+  // How many bytes of zeros need not be said.
+  Result<u64> unsaid_zeros(u64 offset, u64 length) {
+    if (job_.below == nullptr) return sink_.wants_zeros() ? u64{0} : length;
+    if (!below_ || offset >= below_->size_bytes()) return length;
+    const u64 inside = std::min(length, below_->size_bytes() - offset);
+    const ChainRun run = TRY(below_->run_at(offset, inside));
+    return run.reads_as_zeros() ? run.length_bytes : u64{0};
   }
 
   Result<void> copy_piece(u64 offset) {
     const u64 length = std::min(kPieceBytes, size_bytes_ - offset);
     TRY(look_at(offset, length));
     TRY(read_data(offset, length));
-    if (below_ != std::nullopt) TRY(compare_with_below(offset, length));
+    if (job_.below != nullptr) TRY(compare_with_below(offset, length));
     const bool has_something = std::ranges::any_of(granules_, [&](Granule granule) {
       return granule == Granule::data || (granule == Granule::zero && sink_.wants_zeros());
     });
@@ -73,7 +80,7 @@ class Copier final {
     for (u64 done = 0; done < length;) {
       const ChainRun run = TRY(source_.run_at(offset + done, length - done));
       const Granule kind = is_shared(run) ? Granule::below
-                           : run.reads_as_zeros() && job_.find_zeros == FindZeros::yes
+                           : run.reads_as_zeros() && job_.find_zeros != FindZeros::no
                                ? Granule::zero
                                : Granule::data;
       const u64 last = (done + run.length_bytes - 1) / granule_bytes_;
@@ -110,7 +117,7 @@ class Copier final {
     if (std::ranges::all_of(granules_, [](Granule granule) { return granule == Granule::below; })) {
       return {};
     }
-    TRY(below_->read(offset, below_bytes_));
+    if (below_) TRY(below_->read(offset, below_bytes_));
     // Behind the end of the disk the piece is padded with zeros, whatever is there below.
     std::fill(below_bytes_.begin() + static_cast<std::ptrdiff_t>(length), below_bytes_.end(),
               u8{0});

@@ -19,18 +19,33 @@ namespace blockdev {
 // Told from time to time how far a long job is.
 using Progress = std::function<void(u64 done_bytes, u64 total_bytes)>;
 
-// Whether granules that read as zeros are found out and left out of the copy.
-enum class FindZeros : u8 { no, yes };
+// Which zeros are found out, and become holes or are left out of the copy.
+enum class FindZeros : u8 {
+  no,
+  known,  // those of which the source says so
+  yes,    // in what is read too
+};
+// What the source has nowhere.
+enum class Absent : u8 {
+  reads_as_zeros,
+  stays_below,  // is what the target shows already
+};
 
 struct CopyJob {
   static constexpr u64 kNothingShared = std::numeric_limits<u64>::max();
 
   const LayerList* source = nullptr;
-  // What lies below the target: a granule that reads the same there is left out. Null: nothing.
+  // What lies below the target: a granule that reads the same there is left out; empty: nothing
+  // does, which reads as zeros. Null: it is not asked.
   const LayerList* below = nullptr;
+  // So many layers of the source are the target's own: what they have is left out.
+  // REQUIRES: a granule is in one of them as a whole or not at all.
+  u64 own_layers = 0;
   // Layers of the source from this depth on lie below the target too, and are not even read.
   u64 shared_from = kNothingShared;
   FindZeros find_zeros = FindZeros::yes;
+  // `stays_below`: only with granules of one sector, which are of one kind.
+  Absent absent = Absent::reads_as_zeros;
   Progress progress;  // may be empty
 };
 

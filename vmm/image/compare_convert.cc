@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "blockdev/block_backend.h"
+#include "blockdev/disk_sink.h"
 #include "vmm/base/ranges.h"
 #include "vmm/control/size_text.h"
 #include "vmm/image/words.h"
@@ -114,6 +115,23 @@ Result<void> convert_to_new(const ConvertOptions& options, const ImageChain& sou
   return target.keep();
 }
 
+// Into a qcow2 image that is there: by the engine that VMs write through.
+Result<void> convert_to_disk(const ConvertOptions& options, const blockdev::CopyJob& job,
+                             u64 bytes) {
+  constexpr u64 kGranuleBytes = 4096;
+  DiskSpec spec;
+  spec.path = options.target;
+  spec.format = ImageFormat::qcow2;
+  spec.backing_dir = options.source.backing_dir;
+  const std::unique_ptr<blockdev::Disk> disk = TRY(open_to_write(spec));
+  TRY(check_room(options.target, disk->durable->size_bytes(), bytes));
+  {
+    const auto sink = TRY(blockdev::DiskSink::create(*disk->durable, bytes, kGranuleBytes));
+    TRY(blockdev::copy_disk(job, *sink));
+  }
+  return disk->durable->close();
+}
+
 Result<void> convert_to_existing(const ConvertOptions& options, const blockdev::CopyJob& job,
                                  u64 sparse_bytes) {
   const ImageFormat format = TRY(image_format_of(options.target, options.target_format, "-O"));
@@ -121,9 +139,7 @@ Result<void> convert_to_existing(const ConvertOptions& options, const blockdev::
     return make_error(ErrorKind::usage, "-n makes no image, so -B and -o have no meaning");
   }
   const u64 bytes = job.source->front()->size_bytes();
-  if (format == ImageFormat::qcow2) {
-    return make_error(ErrorKind::unsupported, "-n into a qcow2 image is not there yet");
-  }
+  if (format == ImageFormat::qcow2) return convert_to_disk(options, job, bytes);
   const blockdev::ImageFile file =
       TRY(blockdev::open_image_file_for_writing(options.target, format));
   TRY(check_room(options.target, base::align_up(file.identity.size_bytes, 512), bytes));

@@ -5,8 +5,6 @@
 #include <bit>
 
 #include "blockdev/block_backend.h"
-#include "blockdev/qcow2_header.h"
-#include "blockdev/raw_image.h"
 #include "vmm/base/ranges.h"
 #include "vmm/control/size_text.h"
 #include "vmm/image/words.h"
@@ -88,28 +86,6 @@ Result<void> take_setting(ImageFormat format, std::string_view part, NewImageWor
       .with_hint("size");
 }
 
-// The name goes into the header. QEMU takes "word:rest" for a protocol.
-Result<void> check_backing_name(const std::string& name) {
-  const std::size_t colon = name.find(':');
-  if (colon != std::string::npos && name.find('/') > colon) {
-    return usage("backing file \"{}\": tools take what stands before the colon for a protocol",
-                 name)
-        .with_hint(fmt::format("./{}", name));
-  }
-  return {};
-}
-
-// The size of the disk in an image; what lies below it is not looked at.
-Result<u64> disk_bytes(const ImageFile& file) {
-  if (file.identity.format == ImageFormat::raw) {
-    base::Fd fd = TRY(file.fd.duplicate());
-    const auto image = TRY(blockdev::RawImage::create(std::move(fd)));
-    return image->size_bytes();
-  }
-  const auto header = TRY(blockdev::qcow2::read_header(file.fd, file.identity.size_bytes));
-  return header.size_bytes;
-}
-
 }  // namespace
 
 Result<WantedImage> wanted_image(ImageFormat format, const NewImageWords& given) {
@@ -153,7 +129,7 @@ Result<int> create(const CreateOptions& options) {
     backing.push_back(TRY_CONTEXT(
         blockdev::open_image_file(full_backing_name(options.file, name), below), "backing file"));
     others.push_back(backing.back().identity);
-    if (!wanted.size_bytes) wanted.size_bytes = TRY(disk_bytes(backing.back()));
+    if (!wanted.size_bytes) wanted.size_bytes = TRY(disk_bytes_of(backing.back()));
   }
   if (!wanted.size_bytes) {
     return usage("the size of \"{}\" is not given", options.file)

@@ -167,6 +167,55 @@ void add_convert(CLI::App& app, Work& work) {
   set_work(verb, work, [given] { return convert(*given); });
 }
 
+void add_resize(CLI::App& app, Work& work) {
+  CLI::App& verb = *app.add_subcommand("resize", "make the disk in an image larger or smaller");
+  const auto given = std::make_shared<ResizeOptions>();
+  verb.add_option("FILE", given->image.file, "the image")->required();
+  verb.add_option("SIZE", given->size, "5G; +1G and -1G are relative")->required();
+  add_format(verb, given->image.format);
+  add_below(verb, given->image);
+  verb.add_flag_callback(
+      "--shrink", [given] { given->shrink = Shrink::allowed; },
+      "it may become smaller: what lies behind is lost");
+  set_work(verb, work, [given] { return resize(*given); });
+}
+
+void add_rebase(CLI::App& app, Work& work) {
+  CLI::App& verb = *app.add_subcommand("rebase", "give an image another backing file");
+  const auto given = std::make_shared<RebaseOptions>();
+  verb.add_option("FILE", given->image.file, "the image")->required();
+  add_format(verb, given->image.format);
+  add_below(verb, given->image);
+  verb.add_option("-b", given->backing_file, "the new one; \"\": none");
+  verb.add_option("-F", given->backing_format, "its format: qcow2 or raw");
+  verb.add_flag_callback(
+      "-u", [given] { given->mode = RebaseMode::unsafe; },
+      "only change the name: the new one holds the same");
+  add_progress(verb, given->progress);
+  set_work(verb, work, [given] { return rebase(*given); });
+}
+
+void add_commit(CLI::App& app, Work& work) {
+  CLI::App& verb = *app.add_subcommand("commit", "write what an image holds into its backing file");
+  const auto given = std::make_shared<CommitOptions>();
+  verb.add_option("FILE", given->image.file, "the image; it is empty afterwards, unless -b")
+      ->required();
+  add_format(verb, given->image.format);
+  add_below(verb, given->image);
+  verb.add_option("-b", given->base, "an image further down the chain");
+  add_progress(verb, given->progress);
+  set_work(verb, work, [given] { return commit(*given); });
+}
+
+// "resize FILE -1G": the last word is no option.
+std::vector<std::string> with_negative_size(std::vector<std::string> words) {
+  const bool is_negative = words.size() > 2 && words.front() == "resize" &&
+                           words.back().size() > 1 && words.back()[0] == '-' &&
+                           words.back()[1] >= '0' && words.back()[1] <= '9';
+  if (is_negative) words.insert(words.end() - 1, "--");
+  return words;
+}
+
 }  // namespace
 
 int main(const std::vector<std::string>& words) {
@@ -174,13 +223,14 @@ int main(const std::vector<std::string>& words) {
   app.footer(kImageFooter);
   app.require_subcommand(1);
   Work work;
-  for (const auto add : {add_create, add_info, add_map, add_check, add_compare, add_convert, add_bench,
-                         add_serve}) {
+  for (const auto add : {add_create, add_info, add_map, add_check, add_compare, add_convert,
+                         add_resize, add_rebase, add_commit, add_bench, add_serve}) {
     add(app, work);
   }
   const int failed =
       !words.empty() && words.front() == "compare" ? kExitCannotCompare : kExitFailed;
-  if (const std::optional<int> status = control::parse_words(app, words, "quicksave image")) {
+  if (const std::optional<int> status =
+          control::parse_words(app, with_negative_size(words), "quicksave image")) {
     return *status == kExitDone ? kExitDone : failed;
   }
   const Result<int> status = work();

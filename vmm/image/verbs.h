@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -67,5 +68,34 @@ struct ConvertOptions {
   ShowProgress progress = ShowProgress::no;
 };
 Result<int> convert(const ConvertOptions& options);
+
+// --- change.cc ---
+enum class Shrink : u8 { refused, allowed };
+struct ResizeOptions {
+  ImageOptions image;
+  std::string size;  // 5G; +1G and -1G are relative
+  Shrink shrink = Shrink::refused;
+};
+Result<int> resize(const ResizeOptions& options);
+
+enum class RebaseMode : u8 {
+  safe,    // what the disk reads as stays as it is
+  unsafe,  // only the name changes
+};
+struct RebaseOptions {
+  ImageOptions image;
+  std::optional<std::string> backing_file;  // empty: none
+  std::string backing_format;
+  RebaseMode mode = RebaseMode::safe;
+  ShowProgress progress = ShowProgress::no;
+};
+Result<int> rebase(const RebaseOptions& options);
+
+struct CommitOptions {
+  ImageOptions image;
+  std::string base;  // empty: the backing file
+  ShowProgress progress = ShowProgress::no;
+};
+Result<int> commit(const CommitOptions& options);
 
 }  // namespace image

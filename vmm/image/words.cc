@@ -7,7 +7,9 @@
 #include <chrono>
 #include <memory>
 
+#include "blockdev/qcow2_header.h"
 #include "blockdev/qcow2_image.h"
+#include "blockdev/raw_image.h"
 #include "vmm/base/check.h"
 
 namespace image {
@@ -26,6 +28,12 @@ bool is_file_at(const std::string& path, const ImageIdentity& image) {
   struct stat status {};
   return ::stat(path.c_str(), &status) == 0 && status.st_dev == image.device &&
          status.st_ino == image.inode;
+}
+
+Error with_backing_hint(Error error) {
+  if (error.kind() != ErrorKind::denied) return error;
+  return std::move(error).with_hint(
+      "--backing FILE:FORMAT says where it is; or --backing-dir DIR lets names be followed");
 }
 
 }  // namespace
@@ -65,13 +73,17 @@ Result<DiskSpec> disk_spec_of(const ImageOptions& options, std::string_view opti
 
 Result<ImageChain> open_chain(const DiskSpec& spec) {
   Result<ImageChain> chain = blockdev::open_image_chain(spec);
-  if (!chain) {
-    if (chain.error().kind() != ErrorKind::denied) return chain;
-    return std::move(chain).error().with_hint(
-        "--backing FILE:FORMAT says where it is; or --backing-dir DIR lets names be followed");
-  }
+  if (!chain) return with_backing_hint(std::move(chain).error());
   for (const std::string& text : chain->warnings) warn(text);
   return chain;
+}
+
+Result<std::unique_ptr<blockdev::Disk>> open_to_write(DiskSpec spec) {
+  spec.mode = blockdev::DiskMode::persist;
+  Result<std::unique_ptr<blockdev::Disk>> disk = blockdev::open_disk(spec, {});
+  if (!disk) return with_backing_hint(std::move(disk).error());
+  for (const std::string& text : (*disk)->warnings) warn(text);
+  return disk;
 }
 
 std::string full_backing_name(const std::string& image, const std::string& backing) {
@@ -94,6 +106,28 @@ std::vector<std::string> names_of(const DiskSpec& spec, const ImageChain& chain)
     names.push_back(is_it ? said : chain.images[i].path);
   }
   return names;
+}
+
+// QEMU takes "word:rest" for a protocol.
+Result<void> check_backing_name(const std::string& name) {
+  const std::size_t colon = name.find(':');
+  if (colon != std::string::npos && name.find('/') > colon) {
+    return make_error(ErrorKind::usage,
+                      "backing file \"{}\": tools take what stands before the colon for a protocol",
+                      name)
+        .with_hint(fmt::format("./{}", name));
+  }
+  return {};
+}
+
+Result<u64> disk_bytes_of(const blockdev::ImageFile& file) {
+  if (file.identity.format == ImageFormat::raw) {
+    base::Fd fd = TRY(file.fd.duplicate());
+    const auto image = TRY(blockdev::RawImage::create(std::move(fd)));
+    return image->size_bytes();
+  }
+  const auto header = TRY(blockdev::qcow2::read_header(file.fd, file.identity.size_bytes));
+  return header.size_bytes;
 }
 
 // --- TargetFile ---

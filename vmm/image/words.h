@@ -3,11 +3,13 @@
 
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "blockdev/disk.h"
 #include "blockdev/image_chain.h"
 #include "blockdev/image_copy.h"
 #include "blockdev/qcow2_create.h"
@@ -30,12 +32,21 @@ Result<blockdev::DiskSpec> disk_spec_of(const ImageOptions& options, std::string
 // The chain for reading. What is odd about it is a warning.
 Result<blockdev::ImageChain> open_chain(const blockdev::DiskSpec& spec);
 
+// The disk of an image for writing through to it.
+Result<std::unique_ptr<blockdev::Disk>> open_to_write(blockdev::DiskSpec spec);
+
+// The size of the disk in an image; what lies below it is not looked at.
+Result<u64> disk_bytes_of(const blockdev::ImageFile& file);
+
 // The images of a chain by the names that the user and the images gave them.
 std::vector<std::string> names_of(const blockdev::DiskSpec& spec,
                                   const blockdev::ImageChain& chain);
 
 // A name that stands inside an image is relative to the image's directory.
 std::string full_backing_name(const std::string& image, const std::string& backing);
+
+// Whether tools would take it for a file's name.
+Result<void> check_backing_name(const std::string& name);
 
 // --- new images ---
 
