@@ -64,7 +64,7 @@ void run_before_the_measured() {
 }
 
 Result<int> measure(const Options& options, const std::vector<std::string>& arguments) {
-  run_before_the_measured();
+  if (options.questions == &revert_questions()) run_before_the_measured();
   const Workspace workspace = TRY(Workspace::create());
   Plan plan{.workspace = workspace, .peer = {}, .quick = options.quick};
   if (!options.no_qemu) plan.peer = QemuVm::version(workspace);

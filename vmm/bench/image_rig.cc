@@ -84,7 +84,7 @@ Result<void> ImageRig::make_images() const {
 Result<void> ImageRig::make_overlay(const std::string& kind) const {
   std::error_code ignored;
   std::filesystem::remove(overlay(kind), ignored);
-  TRY(run({kThisProgram, "image", "create", "-f", "qcow2", "-b", qcow2(), "-F", "qcow2", "-o",
+  TRY(run({kThisProgram, "image", "create", "-f", "qcow2", "-b", "image.qcow2", "-F", "qcow2", "-o",
            kind == "64k" ? "cluster_size=64k" : "cluster_size=128k,extended_l2=on",
            overlay(kind)}));
   return {};
@@ -132,12 +132,14 @@ Result<double> ImageRig::peer_seconds(const std::string& image, const ImageWords
 // On the raw file, whatever the image: what its file system gives.
 Result<double> ImageRig::fio_seconds(const char* engine, const std::string& mode,
                                      const ImageWords& words) const {
+  // Before the report it prints remarks, such as that psync knows no depth.
   const std::string output =
       TRY(run({"fio", "--name=load", fmt::format("--filename={}", raw()), "--rw=" + mode, "--bs=4k",
                fmt::format("--ioengine={}", engine), fmt::format("--iodepth={}", words.depth),
                fmt::format("--size={}", disk_bytes_),
                fmt::format("--io_size={}", words.count * 4096), "--output-format=json"}));
-  const nlohmann::json report = nlohmann::json::parse(output, nullptr, false);
+  const nlohmann::json report = nlohmann::json::parse(
+      output.substr(std::min(output.find('{'), output.size())), nullptr, false);
   const std::string pointer = fmt::format("/jobs/0/{}/runtime", mode);
   const nlohmann::json::json_pointer where(pointer);
   if (report.is_discarded() || !report.contains(where)) {
@@ -149,7 +151,8 @@ Result<double> ImageRig::fio_seconds(const char* engine, const std::string& mode
 Result<std::string> ImageRig::make_chain(u64 layers) const {
   std::string top;
   for (u64 layer = 0; layer < layers; ++layer) {
-    const std::string image = fmt::format("{}/chain{}-{}.qcow2", directory_, layers, layer);
+    const std::string name = fmt::format("chain{}-{}.qcow2", layers, layer);
+    const std::string image = directory_ + "/" + name;
     std::vector<std::string> create = {kThisProgram, "image", "create", "-f", "qcow2"};
     if (!top.empty()) create.insert(create.end(), {"-b", top, "-F", "qcow2"});
     create.push_back(image);
@@ -176,9 +179,9 @@ Result<std::string> ImageRig::make_chain(u64 layers) const {
              "-c",
              fmt::format("{}", disk_bytes_ / kChainClusterBytes / layers),
              image}));
-    top = image;
+    top = name;
   }
-  return top;
+  return directory_ + "/" + top;
 }
 
 Result<void> ImageRig::verify_scattered(const std::string& kind, u64 cluster_bytes) const {
