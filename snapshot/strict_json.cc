@@ -6,7 +6,7 @@ namespace snapshot {
 namespace {
 
 // Deeper than any document of ours; the parser's own memory grows with depth.
-constexpr std::size_t kMaximumDepth = 32;
+constexpr std::size_t kMaximumNesting = 32;
 
 // Looks at the stream of tokens only. Its functions have the names and signatures that the library
 // asks for.
@@ -42,7 +42,7 @@ class StrictCheck final : public nlohmann::json_sax<nlohmann::json> {
     return false;
   }
   bool descend() {
-    if (keys_.size() == kMaximumDepth) return refuse("nested too deeply");
+    if (keys_.size() == kMaximumNesting) return refuse("nested too deeply");
     keys_.emplace_back();
     return true;
   }
