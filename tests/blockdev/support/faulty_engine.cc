@@ -13,7 +13,7 @@ void run_half(IoOperation operation) {
   if (operation.kind == IoKind::read || operation.kind == IoKind::write) {
     u64 total = 0;
     for (const iovec& buffer : operation.buffers) total += buffer.iov_len;
-    u64 left = total / 2;
+    u64 left = total / 2 / 512 * 512;  // a sector is never torn by a host that is up
     for (iovec buffer : operation.buffers) {
       buffer.iov_len = std::min<u64>(buffer.iov_len, left);
       left -= buffer.iov_len;
