@@ -1,5 +1,6 @@
 #include "blockdev/qcow2_rebase.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include "blockdev/qcow2_header.h"
 #include "blockdev/qcow2_header_writer.h"
 #include "blockdev/qcow2_map.h"
+#include "blockdev/qcow2_refcounts.h"
 #include "blockdev/qcow2_repair.h"
 #include "vmm/base/ranges.h"
 
@@ -51,7 +53,33 @@ Result<Header> check_sound(const base::Fd& fd) {
   return header;
 }
 
-// Lowers the refcounts of what nothing refers to any more, and gives the file's end back.
+// Gives clusters that nobody uses back to the host, where the file system can.
+Result<void> punch_free_clusters(const base::Fd& fd, u64 end) {
+  const u64 file_bytes = TRY(base::file_size(fd));
+  const WireHeader wire = TRY(read_header_to_check(fd, file_bytes));
+  const StatedRefcounts stated = TRY(StatedRefcounts::create(fd, file_bytes, wire));
+  const u64 per_block = stated.entries_per_block();
+  const u64 clusters = end >> wire.cluster_bits;
+  std::vector<u8> block;
+  u64 first_free = 0;  // of the run before `cluster`
+  for (u64 cluster = 0; cluster <= clusters; ++cluster) {
+    if (cluster % per_block == 0) block = TRY(stated.block(cluster / per_block));
+    const bool is_free =
+        cluster < clusters && (block.empty() || stated.value_in(block, cluster % per_block) == 0);
+    if (is_free) continue;
+    const auto offset = static_cast<off_t>(first_free << wire.cluster_bits);
+    const auto length = static_cast<off_t>((cluster - first_free) << wire.cluster_bits);
+    first_free = cluster + 1;
+    if (length == 0) continue;
+    constexpr int kMode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    if (::fallocate(fd.get(), kMode, offset, length) == 0) continue;
+    if (errno == EOPNOTSUPP) return {};
+    return errno_error("punch a hole");
+  }
+  return {};
+}
+
+// Lowers the refcounts of what nothing refers to any more, and gives its space back.
 Result<void> free_unused(const base::Fd& fd) {
   const RepairReport report = TRY(repair_image(fd, RepairScope::leaks));
   const u64 end = report.after.image_end_offset;
@@ -59,6 +87,7 @@ Result<void> free_unused(const base::Fd& fd) {
   if (end < file_bytes && ::ftruncate(fd.get(), static_cast<off_t>(end)) != 0) {
     return errno_error("make the file shorter");
   }
+  TRY(punch_free_clusters(fd, std::min(end, file_bytes)));
   return base::sync_file(fd);
 }
 
@@ -130,9 +159,9 @@ Result<Area> compose_area(const FirstCluster& first, HeaderParts parts) {
   area.bytes = TRY(compose_header(std::move(parts)));
   area.bytes.resize(area.bytes.size() - name_bytes);
   const u64 sector = std::min<u64>(kSectorOfHeader, area.bytes.size());
-  area.is_one_write = std::equal(area.bytes.begin() + static_cast<std::ptrdiff_t>(sector),
-                                 area.bytes.end(),
-                                 first.bytes.begin() + static_cast<std::ptrdiff_t>(sector));
+  area.is_one_write =
+      std::equal(area.bytes.begin() + static_cast<std::ptrdiff_t>(sector), area.bytes.end(),
+                 first.bytes.begin() + static_cast<std::ptrdiff_t>(sector));
   return area;
 }
 
