@@ -15,7 +15,7 @@ struct DiskOptions {
   OverlayOptions overlay;                    // mode=overlay
   EngineMaker make_engine = make_io_engine;  // mode=persist: of all that reads or writes the image
   // mode=persist: where flushes run; null: on a thread of the disk's own.
-  std::shared_ptr<Executor> executor;
+  std::shared_ptr<Executor> executor = nullptr;
 };
 
 }  // namespace blockdev

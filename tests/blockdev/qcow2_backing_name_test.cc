@@ -10,7 +10,6 @@ namespace blockdev::test {
 namespace {
 
 using testing::HasSubstr;
-using testing::Not;
 
 TEST(Qcow2BackingName, IsTheNewOneForQemuAndNothingElseChanges) {
   SKIP_WITHOUT_QEMU_TOOLS();
@@ -22,7 +21,7 @@ TEST(Qcow2BackingName, IsTheNewOneForQemuAndNothingElseChanges) {
     run_ok(fmt::format("qemu-img create -q -f qcow2 {} -b base -F qcow2 {}", options, top));
     run_ok("qemu-io -f qcow2 -c 'write -q -P 6 4k 4k' " + top);
     const base::Fd fd = base::open_file(top, O_RDWR).value();
-    for (const std::string name : {dir.path("base"), std::string("./base"), std::string("base")}) {
+    for (const std::string& name : {dir.path("base"), std::string("./base"), std::string("base")}) {
       const Result<void> done = qcow2::set_backing_name(fd, name);
       ASSERT_TRUE(done) << done.error().message();
       const std::string info = run_ok("qemu-img info " + top);
