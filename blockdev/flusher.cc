@@ -118,7 +118,12 @@ void Flusher::run() {
     }
     base::MutexLock lock(mutex_);
     if (!waiting_.empty()) continue;
-    become_idle();
+    // As a task of its own: those who were answered come first.
+    if (error == 0 && image_->flush_need() == FlushNeed::now) {
+      executor_->post([this] { run(); });
+    } else {
+      become_idle();
+    }
     return;
   }
 }

@@ -9,6 +9,7 @@ namespace blockdev::qcow2 {
 namespace {
 
 constexpr u64 kMaxHostBytes = u64{1} << 56;  // what an L2 entry can say
+constexpr u64 kMinClustersToPrepare = 4096;
 constexpr u64 kMaxTableEntries = kMaxRefcountTableBytes / sizeof(be64);
 
 }  // namespace
@@ -37,8 +38,21 @@ Reserved Allocator::reserve(u64 wanted, HostRun& run) {
     if (is_metadata(cursor_, count)) return Reserved::overlap;
     take(cursor_, count, run);
     cursor_ += count;
+    prepare_next_block();
     return Reserved::yes;
   }
+}
+
+// From the middle of a block on. Blocks of small clusters describe so little that they would come
+// all the time; those are linked when they are needed.
+void Allocator::prepare_next_block() {
+  const u64 per_block = refcounts_.clusters_per_block();
+  const u64 next = refcounts_.block_of(cursor_) + 1;
+  if (per_block < kMinClustersToPrepare || cursor_ % per_block < per_block / 2) return;
+  if (next >= refcounts_.table().size() || refcounts_.block_offset(next) != 0) return;
+  if (refcounts_.get(cursor_) != 0) return;
+  // What stands against it is found again when the block is needed.
+  if (make_block_of(next * per_block) == Reserved::yes) has_prepared_ = true;
 }
 
 // Leaves `run` empty when there is nothing.

@@ -65,6 +65,9 @@ class Allocator final {
   // Exactly `wanted` of them.
   Reserved reserve_all(u64 wanted, HostRun& run);
   u64 missing_block() const { return missing_block_; }
+  // A refcount block was made before it is needed: linking it takes a barrier of its own, which no
+  // guest should wait for. True once.
+  bool take_prepared() { return std::exchange(has_prepared_, false); }
   // What was reserved and is referred to by nothing. Its refcount stays 1.
   void give_back(u64 cluster) { returned_.push_back(cluster); }
   std::vector<u64> take_returned() { return std::exchange(returned_, {}); }
@@ -91,6 +94,7 @@ class Allocator final {
   // Makes sure that the cluster at the cursor has a refcount block in memory.
   Reserved ensure_block();
   Reserved make_block_of(u64 cluster);
+  void prepare_next_block();
   u64 first_unloaded(u64 cluster, u64 end) const;
   void take(u64 cluster, u64 count, HostRun& run);
   u64 skip_used(u64 cluster, u64 end) const;
@@ -107,6 +111,7 @@ class Allocator final {
   TableMove table_;
   std::optional<TableMove> move_;
   bool is_move_taken_ = false;
+  bool has_prepared_ = false;
 };
 
 }  // namespace blockdev::qcow2

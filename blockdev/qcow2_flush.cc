@@ -83,13 +83,32 @@ int Qcow2Writer::flush(WaitingIo& io, FlushReason reason) {
   return error;
 }
 
-void Qcow2Writer::collect(FlushPlan& plan, FlushReason) {
+void Qcow2Writer::collect(FlushPlan& plan, FlushReason reason) {
   need_.store(FlushNeed::none, std::memory_order_relaxed);
   plan.frees.swap(pending_frees_);
   plan.move = allocator_.take_move();
+  const std::vector<u64> linked = take_linked(
+      reason == FlushReason::background || plan.move ? LinkWhich::all : LinkWhich::needed);
   collect_refcounts(plan);
+  collect_links(plan, linked);
   collect_tables(plan);
   collect_l1(plan);
+}
+
+// The new refcount blocks that this flush leads to. Those that count nothing yet are left to a
+// flush that nobody waits for, as they cost a third barrier.
+std::vector<u64> Qcow2Writer::take_linked(LinkWhich which) {
+  std::vector<u64> linked;
+  std::vector<u64> left;
+  for (const u64 index : refcounts_.new_blocks()) {
+    RefcountBlock& block = refcounts_.block(index);
+    const bool is_taken = which == LinkWhich::all || block.is_needed;
+    (is_taken ? linked : left).push_back(index);
+    if (is_taken) refcounts_.mark_dirty(block, 0);  // so that it is written
+  }
+  refcounts_.new_blocks() = left;
+  if (!left.empty()) need_.store(FlushNeed::now, std::memory_order_relaxed);
+  return linked;
 }
 
 void Qcow2Writer::collect_refcounts(FlushPlan& plan) {
@@ -108,7 +127,9 @@ void Qcow2Writer::collect_refcounts(FlushPlan& plan) {
     ++block->pins;
   }
   refcounts_.dirty_blocks().clear();
-  const std::vector<u64> linked = std::exchange(refcounts_.new_blocks(), {});
+}
+
+void Qcow2Writer::collect_links(FlushPlan& plan, const std::vector<u64>& linked) {
   const std::span<const u64> table = refcounts_.table();
   if (plan.move) {
     const std::span<u8> to =
@@ -116,11 +137,14 @@ void Qcow2Writer::collect_refcounts(FlushPlan& plan) {
     for (u64 i = 0; i < table.size(); ++i) put_word(to, i, table[i]);
     return;
   }
+  const std::vector<u64>& left = refcounts_.new_blocks();
   for (const u64 sector : sectors_of(linked)) {
     const u64 first = sector * kSectorWords;
     const std::span<u8> to = plan.links.add(allocator_.table().offset + first * sizeof(be64),
                                             kSectorWords * sizeof(be64));
-    for (u64 i = 0; i < kSectorWords; ++i) put_word(to, i, table[first + i]);
+    for (u64 i = first; i < first + kSectorWords; ++i) {
+      if (std::ranges::find(left, i) == left.end()) put_word(to, i - first, table[i]);
+    }
   }
 }
 

@@ -59,6 +59,7 @@ u64 RefcountCache::get(u64 cluster) const {
 void RefcountCache::set(u64 cluster, u64 count) {
   CHECK(is_loaded(block_of(cluster)) && count <= maximum());
   RefcountBlock& block = *blocks_[block_of(cluster)];
+  block.is_needed = true;
   const u64 entry = cluster % clusters_per_block();
   u64 at = 0;
   if (order_ < 3) {
@@ -86,7 +87,8 @@ void RefcountCache::evict_one() {
   for (u64 i = 0; i < 2 * loaded_.size(); ++i) {
     hand_ = (hand_ + 1) % loaded_.size();
     RefcountBlock& block = *blocks_[loaded_[hand_]];
-    if (block.is_dirty || block.pins > 0 || std::exchange(block.was_used, false)) continue;
+    if (block.is_dirty || block.is_new || block.pins > 0 || std::exchange(block.was_used, false))
+      continue;
     blocks_[block.index] = nullptr;
     loaded_[hand_] = loaded_.back();
     loaded_.pop_back();

@@ -24,6 +24,7 @@ struct RefcountBlock {
   std::vector<bool> dirty_pieces;  // of RefcountCache::piece_bytes()
   bool is_dirty = false;
   bool is_new = false;
+  bool is_needed = false;  // it counts something
   bool was_used = false;
   u32 pins = 0;
 };

@@ -171,6 +171,7 @@ Qcow2Writer::Attempt Qcow2Writer::allocate_new(ByteRange range, const Place& pla
   HostRun run;
   const Reserved reserved = allocator_.reserve(count_without_host(range, place), run);
   if (reserved != Reserved::yes) return failed_reservation(reserved);
+  if (allocator_.take_prepared()) need_.store(FlushNeed::now, std::memory_order_relaxed);
   const u64 end = std::min(range.offset + range.length, cluster_start + run.count * cluster);
   const u64 start = base::align_down(range.offset, place.unit);
   ticket.covered = {start, base::align_up(end, place.unit) - start};

@@ -160,7 +160,10 @@ class Qcow2Writer final : public WritableImage {
 
   // Flushing (qcow2_flush.cc).
   void collect(qcow2::FlushPlan& plan, FlushReason reason) REQUIRES_LOCK(mutex_);
+  enum class LinkWhich : u8 { needed, all };
+  std::vector<u64> take_linked(LinkWhich which) REQUIRES_LOCK(mutex_);
   void collect_refcounts(qcow2::FlushPlan& plan) REQUIRES_LOCK(mutex_);
+  void collect_links(qcow2::FlushPlan& plan, const std::vector<u64>& linked) REQUIRES_LOCK(mutex_);
   void collect_tables(qcow2::FlushPlan& plan) REQUIRES_LOCK(mutex_);
   void collect_l1(qcow2::FlushPlan& plan) REQUIRES_LOCK(mutex_);
   int carry_out(qcow2::FlushPlan& plan, WaitingIo& io);
