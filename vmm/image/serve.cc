@@ -41,7 +41,8 @@ Result<Served> image_to_serve(const ServeOptions& options) {
   if (!options.disk.empty()) {
     return make_error(ErrorKind::usage,
                       "--disk chooses a disk of VM@SNAPSHOT; -f says that \"{}\" is an image",
-                      options.image.file);
+                      options.image.file)
+        .with_hint("leave out --disk; or -f, for a snapshot");
   }
   Served served{.disk = TRY(disk_spec_of(options.image, "-f")), .layers = {}, .snapshot = {}};
   // Refused here, where the hint speaks of our options and not of the plugin's. What is odd about a
