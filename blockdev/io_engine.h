@@ -36,8 +36,8 @@ struct IoOperation {
   int fd = -1;
   u64 offset = 0;
   std::span<const iovec> buffers = {};  // read, write
-  u64 tag = 0;                     // comes back in the completion
-  u64 length = 0;                  // punch
+  u64 tag = 0;                          // comes back in the completion
+  u64 length = 0;                       // punch
 };
 
 struct IoCompletion {

@@ -96,7 +96,7 @@ struct Rig {
   }
 
   ImageKind kind;
-  TempDir dir;
+  TempDir dir{"/dev/shm"};  // no syncs of a shared device
   ModelDisk model;
   std::string spec;
   std::shared_ptr<Executor> executor = std::make_shared<ManualExecutor>();
@@ -105,8 +105,8 @@ struct Rig {
 };
 
 const ImageKind kRaw{"raw", "", 8 * base::kMiB + 512};
-const ImageKind kStandard{"standard", "", 64 * base::kMiB + 512};
-const ImageKind kExtended{"extended", "-o extended_l2=on,cluster_size=128k", 64 * base::kMiB + 512};
+const ImageKind kStandard{"standard", "", 16 * base::kMiB + 512};
+const ImageKind kExtended{"extended", "-o extended_l2=on,cluster_size=128k", 16 * base::kMiB + 512};
 
 class Durable : public testing::TestWithParam<ImageKind> {};
 

@@ -62,7 +62,7 @@ struct Image {
   }
   u64 incompatible_features() const { return read_file(path())[79]; }
 
-  TempDir dir;
+  TempDir dir{"/dev/shm"};  // no syncs of a shared device
   std::shared_ptr<ManualExecutor> executor = std::make_shared<ManualExecutor>();
   std::atomic<u64> syncs = 0;
   std::unique_ptr<Disk> disk;
