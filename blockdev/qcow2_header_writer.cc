@@ -20,8 +20,9 @@ WireFeatureName feature_name(FeatureType type, u8 bit, std::string_view text) {
 
 template <base::WireType T>
 void append(std::vector<u8>& out, const T& value) {
-  const u8* bytes = reinterpret_cast<const u8*>(&value);
-  out.insert(out.end(), bytes, bytes + sizeof value);
+  const size_t end = out.size();
+  out.resize(end + sizeof value);
+  std::memcpy(out.data() + end, &value, sizeof value);
 }
 
 void append_extension(std::vector<u8>& out, const RawExtension& extension) {
