@@ -45,6 +45,7 @@ class Schedule {
     disk_ = open_durable(image_.chain(), options).value();
     for (auto& client : clients_) {
       client = std::make_unique<ModelClient>(*disk_->backend, history_, timeline_);
+      if (shape.has_compressed) client->set_discard_granularity(shape.cluster_bytes());
       host_.add_actor([&client] {
         if (client == nullptr) return false;  // closed
         const u32 before = client->in_flight_count();

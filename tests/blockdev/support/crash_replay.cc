@@ -8,12 +8,14 @@ namespace blockdev::test {
 CrashReplay::CrashReplay(SparseImage start, std::vector<LoggedOperation> log)
     : log_(std::move(log)), base_(std::move(start)) {}
 
-bool CrashReplay::is_durable(u64 operation, u64 time) const {
-  const LoggedOperation& subject = log_[operation];
-  return std::ranges::any_of(log_, [&](const LoggedOperation& sync) {
-    return sync.kind == IoKind::sync && sync.file == subject.file && sync.error_number == 0 &&
-           sync.done <= time && subject.done < sync.submitted;
-  });
+// What ended before this was made durable by a sync that had ended by `time`.
+u64 CrashReplay::durable_until(u64 time) const {
+  u64 until = 0;
+  for (const LoggedOperation& sync : log_) {
+    if (sync.kind != IoKind::sync || sync.error_number != 0 || sync.done > time) continue;
+    until = std::max(until, sync.submitted);
+  }
+  return until;
 }
 
 void CrashReplay::apply(SparseImage& image, const LoggedOperation& operation, Part part) {
@@ -49,7 +51,7 @@ void CrashReplay::apply(SparseImage& image, const LoggedOperation& operation, Pa
 SparseImage CrashReplay::build(u64 time, const Choose& choose) {
   SparseImage image = base_;
   for (u64 i = base_count_; i < log_.size() && log_[i].submitted <= time; ++i) {
-    apply(image, log_[i], is_durable(i, time) ? Part::whole : choose(i));
+    apply(image, log_[i], log_[i].done < durable_until_ ? Part::whole : choose(i));
   }
   return image;
 }
@@ -78,7 +80,7 @@ void CrashReplay::try_all(u64 time, const CrashOptions& options,
   u64 open = 0;  // operations that may be there or not
   for (u64 i = base_count_; i < log_.size() && log_[i].submitted <= time; ++i) {
     newest = i;
-    if (log_[i].kind != IoKind::sync && !is_durable(i, time)) ++open;
+    if (log_[i].kind != IoKind::sync && log_[i].done >= durable_until_) ++open;
   }
   take(build(time, [](u64) { return Part::whole; }));
   if (open == 0) return;
@@ -104,8 +106,9 @@ CrashCounts CrashReplay::run(const CrashOptions& options, const std::vector<u64>
   std::unordered_set<u64> contents;
   std::set<std::pair<u64, u64>> judged;
   for (const u64 time : moments(other_times)) {
+    durable_until_ = durable_until(time);
     while (base_count_ < log_.size() && log_[base_count_].submitted <= time &&
-           (log_[base_count_].kind == IoKind::sync || is_durable(base_count_, time))) {
+           (log_[base_count_].kind == IoKind::sync || log_[base_count_].done < durable_until_)) {
       apply(base_, log_[base_count_++], Part::whole);
     }
     try_all(time, options, [&](const SparseImage& image) {

@@ -33,7 +33,7 @@ struct CrashCounts {
 
 class CrashReplay final {
  public:
-  // `start` is the file as it was, durably, before the first operation of `log`.
+  // One file; `start` is what it was, durably, before the first operation of `log`.
   CrashReplay(SparseImage start, std::vector<LoggedOperation> log);
 
   // All of the log, without a crash.
@@ -52,7 +52,7 @@ class CrashReplay final {
   using Choose = std::function<Part(u64 operation)>;
 
   std::vector<u64> moments(const std::vector<u64>& other_times) const;
-  bool is_durable(u64 operation, u64 time) const;
+  u64 durable_until(u64 time) const;
   // The image at `time` with what `choose` says of the operations that are not durable.
   SparseImage build(u64 time, const Choose& choose);
   void apply(SparseImage& image, const LoggedOperation& operation, Part part);
@@ -61,6 +61,7 @@ class CrashReplay final {
   std::vector<LoggedOperation> log_;  // in the order of submission
   SparseImage base_;                  // with the first `base_count_` operations, all durable
   u64 base_count_ = 0;
+  u64 durable_until_ = 0;  // of the moment that is being tried
   std::mt19937_64 random_{1};
 };
 

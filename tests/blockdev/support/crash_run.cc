@@ -17,6 +17,37 @@ void note(CrashOutcome& outcome, const std::string& violation) {
   if (outcome.violations.size() < kMaxViolations) outcome.violations.push_back(violation);
 }
 
+// A big-endian number of the image's header (docs/interop/qcow2.txt, "Header").
+u64 header_field(const SparseImage& image, u64 offset) {
+  ImageSlot slot = ImageSlot::in_memory();
+  slot.hold(image);
+  u8 bytes[8] = {};
+  CHECK(base::read_exactly(slot.fd(), bytes, offset));
+  u64 value = 0;
+  for (const u8 byte : bytes) value = value << 8 | byte;
+  return value;
+}
+
+// Which of the tables that the header names have moved: how a table grows.
+void note_growth(const SparseImage& start, const SparseImage& end, CrashOutcome& outcome) {
+  constexpr u64 kL1TableOffset = 40;
+  constexpr u64 kRefcountTableOffset = 48;
+  const auto has_moved = [&](u64 field) {
+    return header_field(start, field) != header_field(end, field);
+  };
+  outcome.l1_table_grew = has_moved(kL1TableOffset);
+  outcome.refcount_table_grew = has_moved(kRefcountTableOffset);
+}
+
+// Twice the size. A crash on the way finds the old one or the new one.
+void grow(Disk& disk, SectorHistory& history, RandomRequests& requests, CrashOutcome& outcome) {
+  const u64 sectors = history.sector_count() * 2;
+  history.resize(sectors);
+  const auto done = disk.durable->resize(sectors * kSectorBytes);
+  if (!done) return note(outcome, "the disk cannot grow: " + done.error().message());
+  requests.set_sector_count(sectors);
+}
+
 // Runs the requests; everything is done and closed at the end.
 void make_requests(const CrashPlan& plan, const DurableImage& image, const DiskOptions& options,
                    SectorHistory& history, Timeline& timeline, CrashOutcome& outcome) {
@@ -28,11 +59,16 @@ void make_requests(const CrashPlan& plan, const DurableImage& image, const DiskO
       plan.mix);
   requests.set_limit(plan.request_sectors);
   ModelClient client(*(*disk)->backend, history, timeline);
+  if (plan.shape.has_compressed) client.set_discard_granularity(plan.shape.cluster_bytes());
   Stamp stamp = 1;
   for (u32 i = 0; i < plan.requests; ++i) {
     const ModelClient::Request request = requests.next();
     client.start(request, stamp);
     stamp += request.sector_count;
+    if (plan.grows != 0 && (i + 1) % (plan.requests / (plan.grows + 1)) == 0) {
+      client.drain();
+      grow(**disk, history, requests, outcome);
+    }
     if (requests.random()() % 4 == 0) options.executor->run_one();
     while (client.in_flight_count() >= plan.depth) client.drain();
     if (requests.random()() % 2 == 0) client.poll();
@@ -65,6 +101,9 @@ CrashOutcome run_crash_plan(const CrashPlan& plan, const std::string& directory,
   outcome.operations = log.operations().size();
   if (!(replay.final_image() == read_image())) {
     note(outcome, "the image was written without its engines");
+  }
+  if (plan.shape.format == ImageFormat::qcow2) {
+    note_growth(start, replay.final_image(), outcome);
   }
   CrashJudge judge(history, plan.shape.format, image.lower_layers(), directory);
   const auto judge_one = [&](const SparseImage& crashed, u64 time, CrashReplay::Seen seen) {

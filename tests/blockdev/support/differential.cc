@@ -54,7 +54,9 @@ ImageShape random_shape(u64 seed) {
   shape.refcount_bits = kWidths[random() % 8];
   // Enough for several L2 tables with small clusters; a few clusters of the large ones.
   const u64 clusters = shape.cluster_bits <= 12 ? 200 : shape.cluster_bits <= 16 ? 48 : 6;
-  shape.size_bytes = clusters * shape.cluster_bytes() + random() % 3 * 1536;
+  shape.has_compressed = random() % 2 == 0;
+  shape.size_bytes = clusters * shape.cluster_bytes();
+  if (!shape.has_compressed) shape.size_bytes += random() % 3 * 1536;
   for (u64 depth = random() % 4; depth > 0; --depth) {
     constexpr BelowKind kKinds[] = {BelowKind::qcow2, BelowKind::compressed, BelowKind::extended,
                                     BelowKind::raw};
@@ -65,7 +67,6 @@ ImageShape random_shape(u64 seed) {
     shape.below_extra_bytes = random() % 2 == 0 ? -half : half;
   }
   shape.filled = random() % 3 == 0 ? 0 : 0.4;
-  shape.has_compressed = random() % 2 == 0;
   return shape;
 }
 
@@ -106,6 +107,8 @@ void Differential::play_round(Round& round) {
   if (!disk) return violated(round, "cannot open ours: " + disk.error().message());
   QemuDisk qemu(daemon_, round.theirs, QemuDisk::Access::writable, round.shape.cluster_bytes());
   ModelClient client(*(*disk)->backend, round.history, round.timeline);
+  // A part of a compressed cluster cannot be discarded.
+  if (round.shape.has_compressed) client.set_discard_granularity(round.shape.cluster_bytes());
   round.qemu = &qemu;
   round.client = &client;
   for (u32 i = 0; i < round.request_count && client.violations().empty(); ++i) {

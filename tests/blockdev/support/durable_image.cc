@@ -38,6 +38,9 @@ DurableImage::DurableImage(const std::string& directory, const ImageShape& shape
   for (u64 level = chain_.size(); level-- > 0;) {
     u64 size = shape.size_bytes;
     if (level == 1) size = static_cast<u64>(static_cast<i64>(size) + shape.below_extra_bytes);
+    // QEMU compresses whole clusters.
+    const bool is_packed = level > 0 && shape.below[level - 1] == BelowKind::compressed;
+    if (is_packed && size > 64 * base::kKiB) size = size / (64 * base::kKiB) * (64 * base::kKiB);
     make_layer(level, size, daemon, random);
   }
 }
@@ -87,7 +90,7 @@ void DurableImage::fill(u64 level, u64 size_bytes, QemuDaemon& daemon, std::mt19
   std::uniform_real_distribution<double> chance(0, 1);
   std::vector<u8> bytes;
   std::vector<bool> is_packed(size_bytes / unit + 1);
-  if (compress) {
+  if (compress && size_bytes % unit == 0) {
     QemuDisk disk(daemon, chain, QemuDisk::Access::compressing);
     for (u64 at = 0; at + unit <= size_bytes; at += unit) {
       if (chance(random) > share / 2) continue;

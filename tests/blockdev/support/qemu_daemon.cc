@@ -117,8 +117,10 @@ QemuDaemon::QemuDaemon(const std::string& directory) : socket_path_(directory + 
   ::posix_spawn_file_actions_adddup2(&actions, in[0], 0);
   ::posix_spawn_file_actions_adddup2(&actions, out[1], 1);
   const std::string server = "addr.type=unix,addr.path=" + socket_path_;
-  const char* arguments[] = {"qemu-storage-daemon", "--chardev",    "stdio,id=m",   "--monitor",
-                             "chardev=m",           "--nbd-server", server.c_str(), nullptr};
+  // It goes with the thread that started it, also when that is killed.
+  const char* arguments[] = {"setpriv",      "--pdeathsig",  "TERM",      "qemu-storage-daemon",
+                             "--chardev",    "stdio,id=m",   "--monitor", "chardev=m",
+                             "--nbd-server", server.c_str(), nullptr};
   CHECK(::posix_spawnp(&pid_, arguments[0], &actions, nullptr, const_cast<char**>(arguments),
                        environ) == 0);
   ::posix_spawn_file_actions_destroy(&actions);
