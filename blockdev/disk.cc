@@ -3,6 +3,7 @@
 #include "blockdev/content_map.h"
 #include "blockdev/disk_queue.h"
 #include "blockdev/image_chain.h"
+#include "blockdev/merged_layer.h"
 #include "blockdev/qcow2_image.h"
 
 namespace blockdev {
@@ -52,8 +53,9 @@ Result<std::unique_ptr<Disk>> make_durable_disk(WritableChain chain, const DiskO
   auto disk = std::make_unique<Disk>();
   disk->images = std::move(chain.below.images);
   disk->warnings = std::move(chain.below.warnings);
+  LayerList below = TRY(merge_layers(std::move(chain.below.layers)));
   std::unique_ptr<DurableDisk> durable =
-      TRY(DurableDisk::create(std::move(chain.top), std::move(chain.below.layers), options));
+      TRY(DurableDisk::create(std::move(chain.top), std::move(below), options));
   disk->durable = durable.get();
   disk->backend = std::move(durable);
   return disk;
@@ -65,7 +67,9 @@ Result<std::unique_ptr<Disk>> open_disk(const DiskSpec& spec, const DiskOptions&
   if (spec.mode == DiskMode::persist) {
     return make_durable_disk(TRY(open_writable_chain(spec)), options);
   }
-  return make_disk(TRY(open_image_chain(spec)), spec.mode, options);
+  ImageChain chain = TRY(open_image_chain(spec));
+  chain.layers = TRY(merge_layers(std::move(chain.layers)));
+  return make_disk(std::move(chain), spec.mode, options);
 }
 
 namespace {
@@ -74,6 +78,7 @@ Result<ImageChain> open_chain_with_layers(const DiskSpec& spec,
                                           std::span<const std::string> layer_paths) {
   ImageChain chain = TRY(open_image_chain(spec));
   TRY_CONTEXT(check_layer_count(chain.layers.size() + layer_paths.size()), spec.path);
+  chain.layers = TRY(merge_layers(std::move(chain.layers)));
   for (const std::string& path : layer_paths) {
     OpenedLayer opened = TRY(open_layer_file(path));
     if (opened.layer->size_bytes() != chain.layers.front()->size_bytes()) {

@@ -21,8 +21,8 @@ Lookup::Lookup(const LayerList& layers) : layers_(layers) {
   std::fill_n(below_until_.begin(), layers.size(), u64{0});
 }
 
-Result<LocatedExtent> Lookup::at(u64 offset, u64 length) {
-  for (u64 depth = 0; depth < layers_.size(); ++depth) {
+Result<LocatedExtent> Lookup::at(u64 offset, u64 length, u64 depth) {
+  for (; depth < layers_.size(); ++depth) {
     const Layer& layer = *layers_[depth];
     if (offset >= layer.size_bytes()) break;
     if (offset < below_until_[depth]) {
@@ -37,9 +37,9 @@ Result<LocatedExtent> Lookup::at(u64 offset, u64 length) {
       continue;
     }
     extent.length_bytes = length;
-    return LocatedExtent{extent, &layer};
+    return LocatedExtent{extent, &layer, depth};
   }
-  return LocatedExtent{Extent{.kind = ExtentKind::zero, .length_bytes = length}, nullptr};
+  return LocatedExtent{Extent{.kind = ExtentKind::zero, .length_bytes = length}, nullptr, depth};
 }
 
 Result<void> read_layers(const LayerList& layers, u64 offset, std::span<u8> out,
@@ -49,7 +49,7 @@ Result<void> read_layers(const LayerList& layers, u64 offset, std::span<u8> out,
   Lookup lookup(layers);
   u64 left = out.size();
   while (left > 0) {
-    const auto [extent, layer] = TRY(lookup.at(offset, left));
+    const auto [extent, layer, depth] = TRY(lookup.at(offset, left));
     if (extent.kind == ExtentKind::zero) {
       to.fill_zero(extent.length_bytes);
     } else if (extent.kind == ExtentKind::computed) {

@@ -66,6 +66,9 @@ class Layer {
                                      ReadScratch& scratch) const = 0;
   // 4 KiB blocks that are in this process's memory alone, and lost when the layer goes.
   virtual u64 volatile_block_count() const { return 0; }
+  // What the layer keeps of its own tables from now on, about; a cache of small clusters is not
+  // made smaller. REQUIRES: nobody reads the layer yet.
+  virtual void limit_cache(u64 /*bytes*/) const {}
 };
 
 using LayerPointer = std::shared_ptr<const Layer>;
@@ -79,10 +82,11 @@ Result<void> check_layer_count(u64 count);
 
 // What the whole stack says of `offset`: the first layer that does not say `below`. Beyond a
 // layer's end everything is zero, whatever lies below it: a backing file shorter than its overlay
-// does not let a deeper one shine through (as QEMU has it). `layer` is set for `computed`.
+// does not let a deeper one shine through (as QEMU has it).
 struct LocatedExtent {
   Extent extent;
-  const Layer* layer = nullptr;
+  const Layer* layer = nullptr;  // set for `computed`
+  u64 depth = 0;  // which layer decided: the one that has it, the one that ends before it, or none
 };
 
 // One pass over a stack from front to back. It remembers how far each layer is known to say
@@ -91,8 +95,9 @@ struct LocatedExtent {
 class Lookup final {
  public:
   explicit Lookup(const LayerList& layers);
+  // The layers above `depth` are known to have nothing there.
   // REQUIRES: `offset` is not smaller than in the call before.
-  Result<LocatedExtent> at(u64 offset, u64 length);
+  Result<LocatedExtent> at(u64 offset, u64 length, u64 depth = 0);
 
  private:
   const LayerList& layers_;

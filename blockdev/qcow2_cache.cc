@@ -8,9 +8,15 @@
 namespace blockdev::qcow2 {
 
 Cache::Cache(const base::Fd& fd, u64 slice_bytes, u64 limit_bytes)
-    : fd_(fd),
-      slice_bytes_(slice_bytes),
-      sets_(std::max<u64>(1, base::divide_up(limit_bytes, slice_bytes * kWays))) {}
+    : fd_(fd), slice_bytes_(slice_bytes) {
+  set_limit(limit_bytes);
+}
+
+void Cache::set_limit(u64 limit_bytes) {
+  const u64 slices = limit_bytes / slice_bytes_;
+  ways_ = std::clamp(slices, kLeastWays, kWays);
+  sets_ = std::vector<Set>(std::max<u64>(1, base::divide_up(slices, kWays)));
+}
 
 Result<std::shared_ptr<const Slice>> Cache::get(u64 file_offset) {
   Set& set = set_of(file_offset);
@@ -29,10 +35,10 @@ Result<std::shared_ptr<const Slice>> Cache::get(u64 file_offset) {
   base::MutexLock lock(lock_of(set));
   while (set.ways[set.hand].was_used) {
     set.ways[set.hand].was_used = false;
-    set.hand = (set.hand + 1) % kWays;
+    set.hand = (set.hand + 1) % ways_;
   }
   set.ways[set.hand] = {file_offset, slice, true};
-  set.hand = (set.hand + 1) % kWays;
+  set.hand = (set.hand + 1) % ways_;
   return std::shared_ptr<const Slice>(std::move(slice));
 }
 

@@ -27,11 +27,14 @@ class Cache final {
   Cache(const base::Fd& fd, u64 slice_bytes, u64 limit_bytes);
 
   u64 slice_bytes() const { return slice_bytes_; }
+  // REQUIRES: nobody uses it meanwhile. What it has is gone.
+  void set_limit(u64 limit_bytes);
   // The slice at `file_offset`, a multiple of slice_bytes(); zeros behind the end of the file.
   Result<std::shared_ptr<const Slice>> get(u64 file_offset);
 
  private:
   static constexpr u64 kWays = 8;
+  static constexpr u64 kLeastWays = 2;
   static constexpr u64 kLocks = 16;
 
   struct Way {
@@ -50,6 +53,7 @@ class Cache final {
   const base::Fd& fd_;
   const u64 slice_bytes_;
   std::vector<Set> sets_;  // each guarded by its lock_of()
+  u64 ways_ = kWays;       // of a set, that are in use: fewer where that is the limit
   std::array<base::Mutex, kLocks> locks_;
 };
 

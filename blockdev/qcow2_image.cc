@@ -41,6 +41,11 @@ Qcow2Image::Qcow2Image(base::Fd fd, u64 file_bytes, qcow2::Header header, std::v
       l1_(std::move(l1)),
       cache_(fd_, std::min<u64>(header_.cluster_bytes(), 4096), cache_limit(header_.size_bytes)) {}
 
+void Qcow2Image::limit_cache(u64 bytes) const {
+  if (header_.cluster_bytes() < 64 * base::kKiB) return;
+  cache_.set_limit(std::min(bytes, cache_limit(header_.size_bytes)));
+}
+
 Result<Extent> Qcow2Image::map(u64 offset, u64 length) const {
   CHECK(offset < header_.size_bytes && length > 0);
   const std::shared_ptr<const Slice> slice = TRY(slice_of(offset));

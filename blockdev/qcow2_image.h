@@ -30,6 +30,8 @@ class Qcow2Image final : public Layer {
   Result<void> read_computed(u64 offset, u64 length, IovecCursor& to,
                              ReadScratch& scratch) const override;
 
+  void limit_cache(u64 bytes) const override;
+
   const qcow2::Header& header() const { return header_; }
   // Where a cluster that reads as zeros is allocated all the same; 0: nowhere.
   Result<u64> preallocated_at(u64 offset) const;

@@ -37,7 +37,7 @@ Result<void> WriteFill::collect_part(const DiskContent& content, Part& part, Rea
       part.zeros.push_back({within, end - at});
       break;
     }
-    const auto [extent, layer] = TRY(lookup.at(at, std::min(end, content.size_bytes) - at));
+    const auto [extent, layer, depth] = TRY(lookup.at(at, std::min(end, content.size_bytes) - at));
     const std::span<u8> to = std::span(part.bytes).subspan(within, extent.length_bytes);
     if (extent.kind == ExtentKind::zero) {
       part.zeros.push_back({within, extent.length_bytes});
