@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,11 @@ struct CrashPlan {
   // What the disk gets in place of the engines that record; tests put liars between.
   std::function<EngineMaker(EngineMaker)> wrap_engines = nullptr;
 };
+
+// For the names of parameterised tests.
+inline void PrintTo(const CrashPlan& plan, std::ostream* out) {
+  *out << plan.name;
+}
 
 struct CrashOutcome {
   CrashCounts counts;
