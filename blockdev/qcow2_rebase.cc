@@ -207,6 +207,13 @@ Result<void> set_backing_file(const base::Fd& fd, const std::string& name,
   return write_synced(fd, std::span(area.bytes).first(sector), 0);
 }
 
+Result<void> set_backing_name(const base::Fd& fd, const std::string& name) {
+  const u64 file_bytes = TRY(base::file_size(fd));
+  const Header header = TRY(read_header(fd, file_bytes));
+  if (header.backing_name == name) return {};
+  return set_backing_file(fd, name, header.backing_format);
+}
+
 Result<void> empty_image(const base::Fd& fd) {
   const Header header = TRY(check_sound(fd));
   // Each entry that is cleared leaves the disk as it is: the backing file holds the same.

@@ -23,6 +23,9 @@ namespace blockdev::qcow2 {
 Result<void> set_backing_file(const base::Fd& fd, const std::string& name,
                               const std::string& format);
 
+// The same for the name alone; does nothing if that is the name already.
+Result<void> set_backing_name(const base::Fd& fd, const std::string& name);
+
 // Forgets all content: the disk reads as its backing file. Space goes back to the host.
 Result<void> empty_image(const base::Fd& fd);
 

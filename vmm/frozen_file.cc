@@ -5,7 +5,7 @@
 
 #include "blockdev/image_file.h"
 #include "blockdev/image_lock.h"
-#include "blockdev/qcow2_backing_name.h"
+#include "blockdev/qcow2_rebase.h"
 #include "vmm/base/check.h"
 
 namespace vmm {

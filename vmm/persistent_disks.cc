@@ -5,7 +5,7 @@
 
 #include <filesystem>
 
-#include "blockdev/qcow2_backing_name.h"
+#include "blockdev/qcow2_rebase.h"
 #include "vmm/base/check.h"
 #include "vmm/base/log.h"
 
@@ -42,14 +42,17 @@ void DiskSwitch::split() {
 void DiskSwitch::rebase_on(const snapshot::SnapshotNode& target) {
   CHECK(state_ == State::prepared);
   state_ = State::switched;
+  std::vector<std::string> left_paths;
   for (std::size_t i = 0; i < fresh_.size(); ++i) {
     PersistentDisk& disk = *disks_.disks_[i];
     const DiskFile left = disk.rebase_on(std::move(fresh_[i]), mark_of(target).disks[disk.slot()]);
     // The user's own file is only ever left by freezing it.
     CHECK(left.owner == FileOwner::vm);
-    disks_.retire(left.path);
+    left_paths.push_back(left.path);
   }
+  // First: a snapshot that is settled just now would write a record with the files that go.
   disks_.note_chains();
+  for (std::string& path : left_paths) disks_.retire(std::move(path));
 }
 
 void DiskSwitch::settle() {
@@ -152,8 +155,10 @@ Result<void> PersistentDisks::make_durable(const std::vector<Chain>& chains) con
       if (layer.frozen != nullptr) TRY(layer.frozen->finish());
     }
     if (chain.file.owner == FileOwner::user) continue;
-    // An empty file must be one after a loss of power too.
-    if (::fdatasync(chain.image->fd()) != 0) return errno_error("sync \"{}\"", chain.file.path);
+    // An empty file must be one after a loss of power too. By a descriptor of its own: an error
+    // is told once to each, and the disk's flushes must not miss it.
+    const base::Fd file = TRY(base::open_file(chain.file.path, O_RDONLY));
+    if (::fdatasync(file.get()) != 0) return errno_error("sync \"{}\"", chain.file.path);
     heads.push_back(head_of(chain));
   }
   if (heads.empty()) return {};
