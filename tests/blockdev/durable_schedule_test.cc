@@ -6,6 +6,8 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <filesystem>
+
 #include "blockdev/executor.h"
 #include "tests/blockdev/support/crash_judge.h"
 #include "tests/blockdev/support/crash_replay.h"
@@ -242,6 +244,36 @@ TEST_F(DurableSchedule, C5_FlushesOfManyQueuesAreOne) {
       << "16 flushes: two barriers each for the running one and one more";
   run.close_and_check();
   run.expect_crash_keeps_the_promise();
+}
+
+// This process's descriptors of a file.
+std::vector<int> descriptors_of(const std::string& path) {
+  const std::string real = std::filesystem::canonical(path);
+  std::vector<int> found;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code error;
+    if (std::filesystem::read_symlink(entry.path(), error) != real) continue;
+    found.push_back(std::stoi(entry.path().filename()));
+  }
+  return found;
+}
+
+// C6: one queue's I/O must not go where another's has just moved the position of the file.
+TEST_F(DurableSchedule, C6_ThePositionOfTheFileIsNeverUsed) {
+  constexpr off_t kElsewhere = 12'345;
+  Schedule run(small_shape());
+  const std::vector<int> descriptors = descriptors_of(run.path());
+  ASSERT_FALSE(descriptors.empty());
+  for (const int fd : descriptors) ASSERT_EQ(::lseek(fd, kElsewhere, SEEK_SET), kElsewhere);
+  for (u64 round = 0; round < 8; ++round) {
+    run.write(round % 2, round * kSectors + 3, 2 * kSectors, 1000 + round * 100);
+    run.read(1 - round % 2, 0, 4 * kSectors);
+    run.discard(1 - round % 2, 40 * kSectors, kSectors);
+    run.flush(round % 2);
+    run.finish();
+  }
+  for (const int fd : descriptors) EXPECT_EQ(::lseek(fd, 0, SEEK_CUR), kElsewhere);
+  run.close_and_check();
 }
 
 // C7: what is written, discarded and flushed again and again does not make the file grow.
