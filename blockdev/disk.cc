@@ -53,9 +53,8 @@ Result<std::unique_ptr<Disk>> make_durable_disk(WritableChain chain, const DiskO
   auto disk = std::make_unique<Disk>();
   disk->images = std::move(chain.below.images);
   disk->warnings = std::move(chain.below.warnings);
-  LayerList below = TRY(merge_layers(std::move(chain.below.layers)));
   std::unique_ptr<DurableDisk> durable =
-      TRY(DurableDisk::create(std::move(chain.top), std::move(below), options));
+      TRY(DurableDisk::create(std::move(chain.top), std::move(chain.below.layers), options));
   disk->durable = durable.get();
   disk->backend = std::move(durable);
   return disk;
@@ -65,7 +64,9 @@ Result<std::unique_ptr<Disk>> make_durable_disk(WritableChain chain, const DiskO
 
 Result<std::unique_ptr<Disk>> open_disk(const DiskSpec& spec, const DiskOptions& options) {
   if (spec.mode == DiskMode::persist) {
-    return make_durable_disk(TRY(open_writable_chain(spec)), options);
+    WritableChain chain = TRY(open_writable_chain(spec));
+    chain.below.layers = TRY(merge_layers(std::move(chain.below.layers)));
+    return make_durable_disk(std::move(chain), options);
   }
   ImageChain chain = TRY(open_image_chain(spec));
   chain.layers = TRY(merge_layers(std::move(chain.layers)));

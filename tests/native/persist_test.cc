@@ -421,6 +421,25 @@ TEST_F(Persist, FrozenFileIsRefusedForWritingWithTheWayOn) {
   const std::size_t at = result.err.find("--disk ");
   ASSERT_NE(at, std::string::npos) << result.err;
   EXPECT_EQ(read_file(file), frozen);
+  // Nor by anything that changes images.
+  shell("qemu-img create -q -f qcow2 -b d.qcow2 -F qcow2 top.qcow2");
+  shell("qemu-io -f qcow2 -c 'write -q 0 64k' top.qcow2");
+  shell("qemu-img create -q -f raw other.raw 16M");
+  const std::vector<std::vector<std::string>> writers = {
+      {"resize", "-f", "qcow2", file, "+1M"},
+      {"rebase", "-f", "qcow2", "-u", "-b", "", file},
+      {"check", "-f", "qcow2", "-r", "all", file},
+      {"convert", "-f", "raw", "-O", "qcow2", home_.file("other.raw"), file},
+      {"convert", "-f", "raw", "-O", "qcow2", "-n", home_.file("other.raw"), file},
+      {"bench", "-f", "qcow2", "-w", "-c", "8", file},
+      {"commit", "-f", "qcow2", "--backing", file + ":qcow2", home_.file("top.qcow2")}};
+  for (std::vector<std::string> words : writers) {
+    words.insert(words.begin(), "image");
+    const CommandResult written = home_.quicksave(words);
+    EXPECT_EQ(written.status, 1) << words[1];
+    EXPECT_NE(written.err.find("is frozen"), std::string::npos) << words[1] << ": " << written.err;
+    EXPECT_EQ(read_file(file), frozen) << words[1];
+  }
   // The hint is what to type.
   const std::string way = result.err.substr(at + 7, result.err.find(';', at) - at - 7);
   VmProcess next(home_, "u");

@@ -87,6 +87,7 @@ Result<std::unique_ptr<Disk>> open_for(const BenchOptions& options) {
     spec.mode =
         options.plan.op == BlockOp::write ? blockdev::DiskMode::persist : blockdev::DiskMode::ro;
   }
+  if (spec.mode == blockdev::DiskMode::persist) TRY(check_may_write(spec.path));
   std::unique_ptr<Disk> disk = TRY(blockdev::open_disk(
       spec, {.overlay = {}, .make_engine = engine_maker(options.aio), .executor = {}}));
   for (const std::string& warning : disk->warnings) warn(warning);

@@ -60,7 +60,7 @@ Result<void> make_larger(const DiskSpec& spec, u64 bytes) {
 
 Result<void> make_smaller(const DiskSpec& spec, u64 bytes) {
   if (spec.format == ImageFormat::raw) return make_larger(spec, bytes);
-  const ImageFile file = TRY(blockdev::open_image_file_for_writing(spec.path, spec.format));
+  const ImageFile file = TRY(open_file_to_write(spec.path, spec.format));
   return blockdev::qcow2::shrink_image(file.fd, bytes);
 }
 
@@ -133,9 +133,8 @@ Result<Upper> open_upper(const std::vector<ImageIdentity>& images, u64 depth) {
   Upper upper;
   for (u64 i = 0; i < depth; ++i) {
     // The uppermost is emptied afterwards.
-    ImageFile file =
-        i == 0 ? TRY(blockdev::open_image_file_for_writing(images[i].path, images[i].format))
-               : TRY(blockdev::open_image_file(images[i].path, images[i].format));
+    ImageFile file = i == 0 ? TRY(open_file_to_write(images[i].path, images[i].format))
+                            : TRY(blockdev::open_image_file(images[i].path, images[i].format));
     if (!is_same(file.identity, images[i])) {
       return make_error(ErrorKind::failed, "\"{}\" was replaced meanwhile", images[i].path);
     }
@@ -213,7 +212,7 @@ Result<int> rebase(const RebaseOptions& options) {
     }
     TRY(keep_content(spec, fresh.layers, progress_line(options.progress)));
   }
-  const ImageFile file = TRY(blockdev::open_image_file_for_writing(spec.path, spec.format));
+  const ImageFile file = TRY(open_file_to_write(spec.path, spec.format));
   TRY_CONTEXT(
       blockdev::qcow2::set_backing_file(file.fd, name, name.empty() ? "" : options.backing_format),
       fmt::format("rebase \"{}\"", spec.path));

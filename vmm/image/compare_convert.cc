@@ -140,8 +140,7 @@ Result<void> convert_to_existing(const ConvertOptions& options, const blockdev::
   }
   const u64 bytes = job.source->front()->size_bytes();
   if (format == ImageFormat::qcow2) return convert_to_disk(options, job, bytes);
-  const blockdev::ImageFile file =
-      TRY(blockdev::open_image_file_for_writing(options.target, format));
+  const blockdev::ImageFile file = TRY(open_file_to_write(options.target, format));
   TRY(check_room(options.target, base::align_up(file.identity.size_bytes, 512), bytes));
   blockdev::RawSink sink(file.fd, bytes, sparse_bytes, blockdev::RawSink::Target::existing);
   return blockdev::copy_disk(job, sink);

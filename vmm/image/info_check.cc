@@ -209,7 +209,7 @@ Result<int> check(const ImageOptions& options, const std::string& repair, Output
     const ImageFile file = TRY(blockdev::open_image_file(options.file, format));
     found.after = TRY_CONTEXT(blockdev::qcow2::check_image(file.fd), context);
   } else {
-    const ImageFile file = TRY(blockdev::open_image_file_for_writing(options.file, format));
+    const ImageFile file = TRY(open_file_to_write(options.file, format));
     const auto scope = repair == "all" ? RepairScope::all : RepairScope::leaks;
     found = TRY_CONTEXT(blockdev::qcow2::repair_image(file.fd, scope), context);
   }

@@ -49,6 +49,7 @@ Result<Served> image_to_serve(const ServeOptions& options) {
   // chain, the plugin says.
   if (!blockdev::open_image_chain(served.disk)) TRY(open_chain(served.disk));
   served.disk.mode = options.mode.value_or(blockdev::DiskMode::ro);
+  if (served.disk.mode == blockdev::DiskMode::persist) TRY(check_may_write(served.disk.path));
   return served;
 }
 

@@ -10,6 +10,8 @@
 #include "blockdev/qcow2_header.h"
 #include "blockdev/qcow2_image.h"
 #include "blockdev/raw_image.h"
+#include "snapshot/store.h"
+#include "vmm/control/vm_directory.h"
 
 namespace image {
 namespace {
@@ -73,10 +75,28 @@ Result<ImageChain> open_chain(const DiskSpec& spec) {
   return chain;
 }
 
+Result<void> check_may_write(const std::string& file) {
+  const control::Home home = TRY(control::Home::from_environment());
+  // Where there never was a VM, nothing is made for the asking.
+  if (::access(home.snapshots().c_str(), F_OK) != 0) return {};
+  const auto store = TRY(snapshot::SnapshotStore::open(home.snapshots(), home.vms()));
+  return store.check_may_write(file);
+}
+
+// Before and after: a snapshot may come until the lock is held.
+Result<blockdev::ImageFile> open_file_to_write(const std::string& path, ImageFormat format) {
+  TRY(check_may_write(path));
+  blockdev::ImageFile file = TRY(blockdev::open_image_file_for_writing(path, format));
+  TRY(check_may_write(path));
+  return file;
+}
+
 Result<std::unique_ptr<blockdev::Disk>> open_to_write(DiskSpec spec) {
+  TRY(check_may_write(spec.path));
   spec.mode = blockdev::DiskMode::persist;
   Result<std::unique_ptr<blockdev::Disk>> disk = blockdev::open_disk(spec, {});
   if (!disk) return with_backing_hint(std::move(disk).error());
+  TRY(check_may_write(spec.path));
   for (const std::string& text : (*disk)->warnings) warn(text);
   return disk;
 }
@@ -138,7 +158,7 @@ Result<TargetFile> TargetFile::create(const std::string& path, ImageFormat forma
   const base::Fd made(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
   if (!made && errno != EEXIST) return errno_error("make \"{}\"", path);
   if (made) target.path_to_remove_ = path;
-  target.file_ = TRY(blockdev::open_image_file_for_writing(path, format));
+  target.file_ = TRY(open_file_to_write(path, format));
   struct stat status {};
   if (::fstat(target.fd().get(), &status) != 0) return errno_error("stat \"{}\"", path);
   target.is_device_ = S_ISBLK(status.st_mode);

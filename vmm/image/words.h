@@ -32,7 +32,14 @@ Result<blockdev::DiskSpec> disk_spec_of(const ImageOptions& options, std::string
 // The chain for reading. What is odd about it is a warning.
 Result<blockdev::ImageChain> open_chain(const blockdev::DiskSpec& spec);
 
-// The disk of an image for writing through to it.
+// Refuses what a snapshot or the newest state of a VM's disk rests on.
+Result<void> check_may_write(const std::string& file);
+
+// An image's file for writing, locked; check_may_write() allows it.
+Result<blockdev::ImageFile> open_file_to_write(const std::string& path,
+                                               blockdev::ImageFormat format);
+
+// The disk of an image for writing through to it, on the same terms.
 Result<std::unique_ptr<blockdev::Disk>> open_to_write(blockdev::DiskSpec spec);
 
 // The size of the disk in an image; what lies below it is not looked at.
