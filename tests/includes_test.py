@@ -20,7 +20,7 @@ ALLOWED = {
     "devices": ["vmm/base", "vmm/memory", "blockdev/block_backend.h"],
     "snapshot": ["vmm/base", "vmm/memory", "blockdev"],
     "vmm/control": ["vmm/base", "snapshot", "blockdev/disk_spec.h"],
-    "vmm/bench": ["vmm/base", "vmm/kvm", "vmm/control"],
+    "vmm/bench": ["vmm/base", "vmm/kvm", "vmm/control", "blockdev"],
     "vmm/image": ["vmm/base", "vmm/control", "blockdev", "snapshot"],
     "vmm": ["vmm/base", "vmm/memory", "vmm/kvm", "vmm/boot", "vmm/control", "vmm/bench",
             "vmm/image", "blockdev", "devices", "snapshot"],

@@ -29,6 +29,9 @@ const std::vector<Question>& image_questions() {
       {"cached", measure_images_cached},
       {"allocate", measure_images_allocate},
       {"chain", measure_images_chain},
+      {"overlay", measure_images_overlay},
+      {"guest", measure_images_guest},
+      {"handover", measure_images_handover},
   };
   return all;
 }

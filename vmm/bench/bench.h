@@ -1,5 +1,5 @@
-// `quicksave bench revert`: measures this program, beside QEMU where that is installed, on this host,
-// and says which of the promised figures are met.
+// `quicksave bench revert` and `quicksave bench image`: measure this program, beside QEMU (and fio)
+// where that is installed, on this host, and say which of the promised figures are met.
 //
 // Thread: the main thread, and nothing else runs in the process.
 

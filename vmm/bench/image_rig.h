@@ -53,6 +53,9 @@ class ImageRig final {
   Result<ImageSeries> by_turns(const std::string& image, const ImageWords& words,
                                const std::string& fio_mode, Image state, u32 rounds) const;
 
+  // Seconds that `quicksave image bench` says it took.
+  Result<double> our_seconds(const std::string& image, const ImageWords& words) const;
+
   // The uppermost of so many qcow2 images, each with the clusters whose number leaves another
   // remainder; all together hold the whole disk.
   Result<std::string> make_chain(u64 layers) const;
@@ -64,7 +67,6 @@ class ImageRig final {
 
   Result<void> make_images() const;
   Result<void> make_overlay(const std::string& kind) const;
-  Result<double> our_seconds(const std::string& image, const ImageWords& words) const;
   Result<double> peer_seconds(const std::string& image, const ImageWords& words) const;
   Result<double> fio_seconds(const char* engine, const std::string& mode,
                              const ImageWords& words) const;

@@ -42,5 +42,8 @@ Result<Table> measure_images_tmpfs(const Plan& plan);
 Result<Table> measure_images_cached(const Plan& plan);
 Result<Table> measure_images_allocate(const Plan& plan);
 Result<Table> measure_images_chain(const Plan& plan);
+Result<Table> measure_images_overlay(const Plan& plan);
+Result<Table> measure_images_guest(const Plan& plan);
+Result<Table> measure_images_handover(const Plan& plan);
 
 }  // namespace bench

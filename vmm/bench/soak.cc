@@ -25,7 +25,7 @@ constexpr int kRoundsBeforeTheSnapshot = 20;
 // How long the guest may run beyond its first round, at most. Prime, so that the moments differ.
 constexpr u64 kLongestRunUs = 1999;
 
-struct Options {
+struct SoakOptions {
   u64 reverts = 10'000;
   std::string memory = "64M";
   control::Output output = control::Output::text;
@@ -135,7 +135,7 @@ Result<SoakSample> Soak::look(u64 number) const {
                     static_cast<u64>(std::distance(begin(descriptors), end(descriptors)))};
 }
 
-Result<SoakReport> soak(const Options& options) {
+Result<SoakReport> soak(const SoakOptions& options) {
   SoakReport report;
   report.reverts = options.reverts;
   report.memory_bytes = TRY(control::parse_size("--memory", options.memory, base::kMiB));
@@ -154,7 +154,7 @@ Result<SoakReport> soak(const Options& options) {
 }  // namespace
 
 int soak_main(const std::vector<std::string>& arguments) {
-  Options options;
+  SoakOptions options;
   CLI::App app("Reverts one VM again and again, compares everything, watches for growth.",
                "quicksave soak");
   app.add_option("--reverts", options.reverts, "default 10000")->check(CLI::Range(1, 100'000'000));

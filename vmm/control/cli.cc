@@ -268,7 +268,7 @@ void add_version(CLI::App& app, Invocation& call) {
 
 // Its arguments are its own; here it only has a line in the help.
 void add_bench(CLI::App& app, Invocation&) {
-  app.add_subcommand("bench", "measure: quicksave bench revert");
+  app.add_subcommand("bench", "measure: quicksave bench revert | image");
 }
 
 void add_soak(CLI::App& app, Invocation&) {
