@@ -5,9 +5,12 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
+#include <utility>
 
 #include "vmm/base/check.h"
+#include "vmm/base/mutex.h"
 #include "vmm/base/ranges.h"
 
 namespace blockdev {
@@ -40,25 +43,62 @@ void watch(const base::Fd& either, int fd) {
 
 }  // namespace
 
+// What other threads leave here for the queue.
+class DurableQueue::Mailbox final : public Waker, public FlushClient {
+ public:
+  struct Flushed {
+    BlockRequest* request;
+    int error_number;
+  };
+
+  explicit Mailbox(base::EventFd event) : event_(std::move(event)) {}
+
+  void wake() override {
+    base::MutexLock lock(mutex_);
+    if (!has_mail_.exchange(true)) event_.signal();
+  }
+  void on_flushed(BlockRequest& request, int error_number) override {
+    base::MutexLock lock(mutex_);
+    flushed_.push_back({&request, error_number});
+    if (!has_mail_.exchange(true)) event_.signal();
+  }
+
+  bool has_mail() const { return has_mail_.load(std::memory_order_acquire); }
+  std::vector<Flushed> take() {
+    base::MutexLock lock(mutex_);
+    has_mail_.store(false);
+    event_.take();
+    return std::exchange(flushed_, {});
+  }
+  int fd() const { return event_.fd().get(); }  // readable while there is mail
+
+ private:
+  const base::EventFd event_;
+  std::atomic<bool> has_mail_{false};
+  base::Mutex mutex_;
+  std::vector<Flushed> flushed_ GUARDED_BY(mutex_);
+};
+
 Result<std::unique_ptr<DurableQueue>> DurableQueue::create(const DurableStack& stack,
                                                            Flusher& flusher, Executor& executor,
                                                            std::unique_ptr<IoEngine> engine) {
-  base::EventFd event = TRY(base::EventFd::create());
+  auto mailbox = std::make_shared<Mailbox>(TRY(base::EventFd::create()));
   base::Fd either(::epoll_create1(EPOLL_CLOEXEC));
   if (!either) return errno_error("epoll");
-  watch(either, event.fd().get());
+  watch(either, mailbox->fd());
   watch(either, engine->completion_fd());
   return std::unique_ptr<DurableQueue>(new DurableQueue(stack, flusher, executor, std::move(engine),
-                                                        std::move(event), std::move(either)));
+                                                        std::move(mailbox), std::move(either)));
 }
 
 DurableQueue::DurableQueue(const DurableStack& stack, Flusher& flusher, Executor& executor,
-                           std::unique_ptr<IoEngine> engine, base::EventFd event, base::Fd either)
+                           std::unique_ptr<IoEngine> engine, std::shared_ptr<Mailbox> mailbox,
+                           base::Fd either)
     : stack_(stack),
       flusher_(flusher),
       executor_(executor),
       engine_(std::move(engine)),
-      event_(std::move(event)),
+      mailbox_(std::move(mailbox)),
       either_(std::move(either)),
       reader_(stack_.layers, *engine_, deliveries_) {}
 
@@ -72,7 +112,7 @@ void DurableQueue::submit(BlockRequest& request) {
   deliveries_.begin();
   switch (request.op) {
     case BlockOp::read: reader_.submit(request); break;
-    case BlockOp::flush: flusher_.submit(request, *this); break;
+    case BlockOp::flush: flusher_.submit(request, *mailbox_); break;
     case BlockOp::write:
     case BlockOp::discard:
     case BlockOp::write_zeroes: hand_out(take_write(request)); break;
@@ -123,7 +163,7 @@ bool DurableQueue::hand_out_some(u32 index) {
   Write& write = writes_[index];
   const u32 step_index = take_step(index);
   Step& step = steps_[step_index];
-  step.plan = stack_.top->begin_write(write.left, write.kind, step.ticket, *this);
+  step.plan = stack_.top->begin_write(write.left, write.kind, step.ticket, *mailbox_);
   const WriteStep& plan = step.plan;
   const bool is_write = plan.kind == StepKind::in_place;
   const u64 length = is_write && write.kind != WriteKind::data
@@ -310,8 +350,11 @@ void DurableQueue::finish_if_done(u32 index) {
 }
 
 void DurableQueue::poll() {
-  if (has_remote_.load(std::memory_order_acquire)) take_remote();
-  if (engine_->in_flight_count() > 0) {
+  if (mailbox_->has_mail()) take_mail();
+  // Its descriptor may become readable after what it stands for was taken (io_ring.cc, reap()).
+  // Many disks never give the engine anything: they are spared the call.
+  is_engine_used_ = is_engine_used_ || engine_->in_flight_count() > 0;
+  if (is_engine_used_) {
     completions_.clear();
     engine_->reap(completions_);
     for (const IoCompletion& completion : completions_) complete(completion);
@@ -336,32 +379,13 @@ void DurableQueue::retry_parked() {
   for (const u32 index : retried_) hand_out(index);
 }
 
-void DurableQueue::wake() {
-  base::MutexLock lock(remote_mutex_);
-  if (has_remote_.exchange(true)) return;
-  event_.signal();
-}
-
-void DurableQueue::on_flushed(BlockRequest& request, int error_number) {
-  base::MutexLock lock(remote_mutex_);
-  flushed_.push_back({&request, error_number});
-  if (!has_remote_.exchange(true)) event_.signal();
-}
-
-void DurableQueue::take_remote() {
-  {
-    base::MutexLock lock(remote_mutex_);
-    has_remote_.store(false);
-    event_.take();
-    taken_.swap(flushed_);
-  }
+void DurableQueue::take_mail() {
   is_retry_due_ = true;
-  for (const Flushed& flushed : taken_) {
+  for (const Mailbox::Flushed& flushed : mailbox_->take()) {
     const BlockStatus status =
         flushed.error_number == 0 ? BlockStatus::ok : status_of(flushed.error_number, 0);
     deliveries_.finish(*flushed.request, status);
   }
-  taken_.clear();
 }
 
 void DurableQueue::drain() {
@@ -369,11 +393,11 @@ void DurableQueue::drain() {
   while (true) {
     poll();
     if (in_flight_count() == 0) return;
-    if (has_remote_.load() || is_retry_due_) continue;
+    if (mailbox_->has_mail() || is_retry_due_) continue;
     if (engine_->in_flight_count() > 0) {
       engine_->wait();
     } else if (!executor_.run_one()) {
-      pollfd event{.fd = event_.fd().get(), .events = POLLIN, .revents = 0};
+      pollfd event{.fd = mailbox_->fd(), .events = POLLIN, .revents = 0};
       ::poll(&event, 1, -1);
     }
   }

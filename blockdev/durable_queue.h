@@ -16,7 +16,6 @@
 
 #pragma once
 
-#include <atomic>
 #include <deque>
 #include <memory>
 #include <vector>
@@ -28,7 +27,6 @@
 #include "blockdev/iovec_cursor.h"
 #include "blockdev/write_fill.h"
 #include "vmm/base/fd.h"
-#include "vmm/base/mutex.h"
 
 namespace blockdev {
 
@@ -38,7 +36,7 @@ struct DurableStack {
   std::shared_ptr<WritableImage> top;
 };
 
-class DurableQueue final : public BlockQueue, private Waker, private FlushClient {
+class DurableQueue final : public BlockQueue {
  public:
   // All must outlive the queue.
   static Result<std::unique_ptr<DurableQueue>> create(const DurableStack& stack, Flusher& flusher,
@@ -81,12 +79,10 @@ class DurableQueue final : public BlockQueue, private Waker, private FlushClient
     int error_number = 0;
   };
 
-  DurableQueue(const DurableStack& stack, Flusher& flusher, Executor& executor,
-               std::unique_ptr<IoEngine> engine, base::EventFd event, base::Fd either);
+  class Mailbox;
 
-  // From other threads.
-  void wake() override;
-  void on_flushed(BlockRequest& request, int error_number) override;
+  DurableQueue(const DurableStack& stack, Flusher& flusher, Executor& executor,
+               std::unique_ptr<IoEngine> engine, std::shared_ptr<Mailbox> mailbox, base::Fd either);
 
   u32 take_write(BlockRequest& request);
   u32 take_step(u32 write);
@@ -106,14 +102,14 @@ class DurableQueue final : public BlockQueue, private Waker, private FlushClient
   void end_step(u32 step);
   void finish_if_done(u32 index);
   void retry_parked();
-  void take_remote();
+  void take_mail();
   BlockStatus status_of(int error_number, u64 offset);
 
   const DurableStack& stack_;
   Flusher& flusher_;
   Executor& executor_;
   const std::unique_ptr<IoEngine> engine_;
-  const base::EventFd event_;
+  const std::shared_ptr<Mailbox> mailbox_;
   const base::Fd either_;  // an epoll of both
   Deliveries deliveries_;
   DiskReader reader_;
@@ -127,20 +123,12 @@ class DurableQueue final : public BlockQueue, private Waker, private FlushClient
   u64 fill_bytes_ = 0;
   bool has_submitted_ = false;  // to the engine, without a kick
   bool is_retry_due_ = false;
+  bool is_engine_used_ = false;  // ever
   std::vector<iovec> slice_;
   std::vector<WriteFill::FileRead> reads_;
   std::vector<IoCompletion> completions_;
   ReadScratch scratch_;
   base::RateLimit log_limit_{10};
-
-  std::atomic<bool> has_remote_{false};
-  base::Mutex remote_mutex_;
-  struct Flushed {
-    BlockRequest* request;
-    int error_number;
-  };
-  std::vector<Flushed> flushed_ GUARDED_BY(remote_mutex_);
-  std::vector<Flushed> taken_;
 };
 
 }  // namespace blockdev

@@ -60,8 +60,10 @@ class FlushGate::Queue final : public BlockQueue {
   // From any thread.
   void opened() {
     if (!has_waiting_.load()) return;
-    was_opened_.store(true);
+    // In this order: a poll() in between would else take a signal that is still to come, and leave
+    // the descriptor readable for good.
     opened_.signal();
+    was_opened_.store(true);
   }
 
  private:

@@ -59,9 +59,13 @@ void Flusher::exclusively(const std::function<void(WaitingIo&)>& use) {
     break;
   }
   use(io_);
-  base::MutexLock lock(mutex_);
-  become_idle();
-  if (!waiting_.empty()) post();
+  const FlushNeed need = image_->flush_need();
+  {
+    base::MutexLock lock(mutex_);
+    become_idle();
+    if (!waiting_.empty() || need == FlushNeed::now) post();
+  }
+  if (need == FlushNeed::some_time) arrange(need);
 }
 
 void Flusher::replace_image(std::shared_ptr<WritableImage> image) {
@@ -87,8 +91,9 @@ void Flusher::arrange(FlushNeed need) {
 
 void Flusher::on_timer() {
   is_timer_set_.store(false);
-  if (image_->flush_need() == FlushNeed::none) return;
   base::MutexLock lock(mutex_);
+  // exclusively() may be putting another image in place of this one; it looks at the need itself.
+  if (is_posted_ || image_->flush_need() == FlushNeed::none) return;
   post();
 }
 
@@ -119,7 +124,8 @@ void Flusher::run() {
     base::MutexLock lock(mutex_);
     if (!waiting_.empty()) continue;
     // As a task of its own: those who were answered come first.
-    if (error == 0 && image_->flush_need() == FlushNeed::now) {
+    // After a failure too: a write may have begun to wait while this one was ending.
+    if (image_->flush_need() == FlushNeed::now) {
       executor_->post([this] { run(); });
     } else {
       become_idle();

@@ -71,8 +71,11 @@ class Allocator final {
   // What was reserved and is referred to by nothing. Its refcount stays 1.
   void give_back(u64 cluster) { returned_.push_back(cluster); }
   std::vector<u64> take_returned() { return std::exchange(returned_, {}); }
-  // What has a refcount of 0 again, and holds nothing that anybody may still need (I5).
-  void add_free(u64 cluster) { free_.push_back(cluster); }
+  // What has a refcount of 0 again, and holds nothing that anybody may still need (I5). What lies
+  // ahead of the cursor is found by it, and must not be found twice.
+  void add_free(u64 cluster) {
+    if (cluster < cursor_) free_.push_back(cluster);
+  }
 
   void add_metadata(u64 cluster, u64 count);
   void remove_metadata(u64 cluster, u64 count);

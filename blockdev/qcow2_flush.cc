@@ -60,14 +60,17 @@ std::vector<u64> sectors_of(std::span<const u64> indices) {
 int Qcow2Writer::flush(WaitingIo& io, FlushReason reason) {
   const Condition condition = condition_.load();
   if (condition == Condition::corrupt) return mark_corrupt(io);
-  if (condition == Condition::failed) return EIO;
+  if (condition == Condition::failed) {
+    need_.store(FlushNeed::some_time, std::memory_order_relaxed);
+    wake_waiters();  // whose writes fail now
+    return EIO;
+  }
   FlushPlan plan;
   {
     base::MutexLock lock(mutex_);
     collect(plan, reason);
   }
   const int error = plan.is_empty() ? barrier(io) : carry_out(plan, io);
-  std::vector<Waker*> woken;
   {
     base::MutexLock lock(mutex_);
     if (error == 0) {
@@ -75,11 +78,11 @@ int Qcow2Writer::flush(WaitingIo& io, FlushReason reason) {
     } else {
       take_back(plan);
     }
-    woken.swap(waiters_);
+    refusal_ = waiters_.empty() ? 0 : error;
   }
   if (error == 0) free_clusters(plan.frees, io);
   if (condition_.load() == Condition::corrupt) mark_corrupt(io);
-  for (Waker* waker : woken) waker->wake();
+  wake_waiters();
   return error;
 }
 
@@ -87,10 +90,10 @@ void Qcow2Writer::collect(FlushPlan& plan, FlushReason reason) {
   need_.store(FlushNeed::none, std::memory_order_relaxed);
   plan.frees.swap(pending_frees_);
   plan.move = allocator_.take_move();
-  const std::vector<u64> linked = take_linked(
-      reason == FlushReason::background || plan.move ? LinkWhich::all : LinkWhich::needed);
+  plan.linked = take_linked(reason == FlushReason::background || plan.move ? LinkWhich::all
+                                                                            : LinkWhich::needed);
   collect_refcounts(plan);
-  collect_links(plan, linked);
+  collect_links(plan, plan.linked);
   collect_tables(plan);
   collect_l1(plan);
 }
@@ -241,11 +244,11 @@ void Qcow2Writer::take_back(FlushPlan& plan) {
     for (u64 i = 0; i < pieces.dirty.size(); ++i) {
       if (pieces.dirty[i]) refcounts_.mark_dirty(*pieces.block, i);
     }
-    if (pieces.was_new) {
-      pieces.block->is_new = true;
-      refcounts_.new_blocks().push_back(pieces.block->index);
-    }
+    if (pieces.was_new) pieces.block->is_new = true;
   }
+  // Not those that were new: one that an earlier flush wrote may have been left to be linked.
+  std::vector<u64>& new_blocks = refcounts_.new_blocks();
+  new_blocks.insert(new_blocks.end(), plan.linked.begin(), plan.linked.end());
   // The L1 entries may be in the file: from now on entries go to these tables as to any other.
   if (plan.is_first_durable) end_new_tables(plan);
   for (L2Slice* slice : plan.slices) {
@@ -276,53 +279,61 @@ void Qcow2Writer::end_new_tables(const FlushPlan& plan) {
   }
 }
 
-// Nothing durable refers to them any more.
-int Qcow2Writer::free_clusters(const std::vector<u64>& clusters, WaitingIo& io) {
-  for (const u64 cluster : clusters) {
-    bool is_free = false;
-    while (true) {
-      Missing missing;
-      {
-        base::MutexLock lock(mutex_);
-        const u64 block = refcounts_.block_of(cluster);
-        if (refcounts_.block_offset(block) != 0 && !refcounts_.is_loaded(block)) {
-          missing = {Missing::Kind::block, block};
-        } else if (const u64 count = refcounts_.get(cluster); count == 0) {
-          set_corrupt("a cluster in use has no refcount");
-          return EIO;
-        } else {
-          refcounts_.set(cluster, count - 1);
-          is_free = count == 1;
-          note_change();
+// Nothing durable refers to them any more. Each is there as often as something did.
+void Qcow2Writer::free_clusters(std::vector<u64> clusters, WaitingIo& io) {
+  std::ranges::sort(clusters);
+  for (auto first = clusters.begin(); first != clusters.end();) {
+    const auto next = std::upper_bound(first, clusters.end(), *first);
+    if (!free_cluster(*first, static_cast<u64>(next - first), io)) return;
+    first = next;
+  }
+}
+
+// False: the image is damaged.
+bool Qcow2Writer::free_cluster(u64 cluster, u64 references, WaitingIo& io) {
+  const u64 block = refcounts_.block_of(cluster);
+  while (true) {
+    {
+      base::MutexLock lock(mutex_);
+      if (refcounts_.block_offset(block) == 0 || refcounts_.is_loaded(block)) {
+        const u64 count = refcounts_.get(cluster);
+        // Of a damaged image, what is said to be compressed data may be anything.
+        if (count < references || allocator_.is_metadata(cluster, 1)) {
+          set_corrupt("compressed data lies where its refcounts deny it");
+          return false;
         }
-      }
-      if (missing.kind == Missing::Kind::nothing) break;
-      if (const Result<void> fetched = fetch(missing); !fetched) {
-        // A leak: the next check finds it.
-        base::log(base::LogLevel::warning, "disk: {}", fetched.error().message());
+        if (count > references) {
+          refcounts_.set(cluster, count - references);
+          note_change();
+          return true;
+        }
+        ++refcounts_.block(block).pins;
         break;
       }
     }
-    if (!is_free) continue;
-    // I5: first the hole, then the list. A file system that has no holes keeps the space.
-    io.run({.kind = IoKind::punch,
-            .fd = fd_.get(),
-            .offset = cluster << geometry_.cluster_bits(),
-            .length = geometry_.cluster_bytes()});
-    base::MutexLock lock(mutex_);
-    allocator_.add_free(cluster);
+    if (const Result<void> fetched = fetch({Missing::Kind::block, block}); !fetched) {
+      // A leak: the next check finds it.
+      base::log(base::LogLevel::warning, "disk: {}", fetched.error().message());
+      return true;
+    }
   }
-  return 0;
+  // I5: first the hole, and only then may it be used again: it stays counted until then. A file
+  // system that has no holes keeps the space.
+  io.run({.kind = IoKind::punch,
+          .fd = fd_.get(),
+          .offset = cluster << geometry_.cluster_bits(),
+          .length = geometry_.cluster_bytes()});
+  base::MutexLock lock(mutex_);
+  --refcounts_.block(block).pins;
+  refcounts_.set(cluster, 0);
+  allocator_.add_free(cluster);
+  note_change();
+  return true;
 }
 
 int Qcow2Writer::mark_corrupt(WaitingIo& io) {
   need_.store(FlushNeed::none, std::memory_order_relaxed);
-  std::vector<Waker*> woken;
-  {
-    base::MutexLock lock(mutex_);
-    woken.swap(waiters_);
-  }
-  for (Waker* waker : woken) waker->wake();
+  wake_waiters();
   if (is_corrupt_marked_ || header_.version == 2) return EIO;
   is_corrupt_marked_ = true;
   header_sector_[79] |= qcow2::kCorrupt;

@@ -58,6 +58,7 @@ struct FlushPlan {
     bool was_new;
   };
   std::vector<Pieces> blocks;
+  std::vector<u64> linked;  // the new blocks that it leads to
   std::vector<L2Slice*> slices;
   std::vector<u64> l1_indices;
   std::vector<u64> new_tables;  // their L1 indices

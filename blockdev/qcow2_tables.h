@@ -40,6 +40,7 @@ class L2Slice final {
   std::atomic<u32> sequence{0};                     // odd while an extended entry changes
   // Its entries were compared with the refcounts: what they point to may be written.
   std::atomic<bool> is_checked{false};
+  u64 checked_disk_bytes = 0;  // so far: its entries may need more refcount blocks than are kept
   bool is_dirty = false;
   bool was_used = false;
   u32 pins = 0;

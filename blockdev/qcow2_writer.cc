@@ -1,6 +1,8 @@
 #include "blockdev/qcow2_writer.h"
 
 #include <algorithm>
+#include <cerrno>
+#include <utility>
 
 #include "blockdev/qcow2_open.h"
 #include "vmm/base/check.h"
@@ -114,10 +116,7 @@ WriteStep Qcow2Writer::step_in_place(ByteRange range) {
 }
 
 Qcow2Writer::Attempt Qcow2Writer::begin_data(ByteRange range, WriteTicket& ticket, Waker& waker) {
-  if (tables_.has_too_many_dirty()) {
-    need_.store(FlushNeed::now, std::memory_order_relaxed);
-    return wait_for_other(waker);
-  }
+  if (tables_.has_too_many_dirty()) return wait_for_flush(waker);
   range.length = std::min(range.length, slice_end(range.offset) - range.offset);
   Place place;
   Attempt found = find_place(range.offset, place);
@@ -225,8 +224,30 @@ const WriteTicket* Qcow2Writer::overlapping(ByteRange range) const {
 }
 
 Qcow2Writer::Attempt Qcow2Writer::wait_for_other(Waker& waker) {
-  if (std::ranges::find(waiters_, &waker) == waiters_.end()) waiters_.push_back(&waker);
+  const std::shared_ptr<Waker> kept = waker.shared_from_this();
+  if (std::ranges::find(waiters_, kept) == waiters_.end()) waiters_.push_back(kept);
   return {.step = {.kind = StepKind::wait}};
+}
+
+// Until slices are clean again. Each flush that fails ends one write: with a host that is full for
+// good nothing could be drained else.
+Qcow2Writer::Attempt Qcow2Writer::wait_for_flush(Waker& waker) {
+  if (const int error = std::exchange(refusal_, 0); error != 0) {
+    const bool is_full = error == ENOSPC || error == EDQUOT;
+    return {.step = {.kind = StepKind::fail,
+                     .status = is_full ? BlockStatus::no_space : BlockStatus::io_error}};
+  }
+  need_.store(FlushNeed::now, std::memory_order_relaxed);
+  return wait_for_other(waker);
+}
+
+void Qcow2Writer::wake_waiters() {
+  std::vector<std::shared_ptr<Waker>> woken;
+  {
+    base::MutexLock lock(mutex_);
+    woken.swap(waiters_);
+  }
+  for (const auto& waker : woken) waker->wake();
 }
 
 // The cluster at `offset`, in a slice that may be changed.
@@ -285,7 +306,8 @@ Qcow2Writer::Attempt Qcow2Writer::add_table(u64 l1_index) {
 
 Qcow2Writer::Attempt Qcow2Writer::check_slice(L2Slice& slice) {
   const u64 first = slice.number * tables_.slice_disk_bytes();
-  for (u64 at = 0; at < tables_.slice_disk_bytes(); at += geometry_.cluster_bytes()) {
+  for (u64& at = slice.checked_disk_bytes; at < tables_.slice_disk_bytes();
+       at += geometry_.cluster_bytes()) {
     const Result<ClusterEntry> entry = entry_in(slice, first + at);
     if (!entry) {
       set_corrupt(entry.error().message());
@@ -316,7 +338,7 @@ bool Qcow2Writer::is_entry_sound(const ClusterEntry& entry) {
 }
 
 void Qcow2Writer::end_write(WriteTicket& ticket, int error_number) {
-  std::vector<Waker*> woken;
+  std::vector<std::shared_ptr<Waker>> woken;
   {
     base::MutexLock lock(mutex_);
     std::erase(in_flight_, &ticket);
@@ -331,7 +353,7 @@ void Qcow2Writer::end_write(WriteTicket& ticket, int error_number) {
     }
     woken.swap(waiters_);
   }
-  for (Waker* waker : woken) waker->wake();
+  for (const auto& waker : woken) waker->wake();
 }
 
 // C4b: the data is there, now it may be seen.

@@ -137,6 +137,8 @@ class Qcow2Writer final : public WritableImage {
   void start_ticket(WriteTicket& ticket, const Place& place) REQUIRES_LOCK(mutex_);
   const WriteTicket* overlapping(ByteRange range) const REQUIRES_LOCK(mutex_);
   Attempt wait_for_other(Waker& waker) REQUIRES_LOCK(mutex_);
+  Attempt wait_for_flush(Waker& waker) REQUIRES_LOCK(mutex_);
+  void wake_waiters();
   void publish(const WriteTicket& ticket) REQUIRES_LOCK(mutex_);
   void publish_cluster(const WriteTicket& ticket, u64 cluster_offset) REQUIRES_LOCK(mutex_);
   void abandon(const WriteTicket& ticket) REQUIRES_LOCK(mutex_);
@@ -172,7 +174,8 @@ class Qcow2Writer final : public WritableImage {
   void take_back(qcow2::FlushPlan& plan) REQUIRES_LOCK(mutex_);
   void settle(qcow2::FlushPlan& plan) REQUIRES_LOCK(mutex_);
   void end_new_tables(const qcow2::FlushPlan& plan) REQUIRES_LOCK(mutex_);
-  int free_clusters(const std::vector<u64>& clusters, WaitingIo& io);
+  void free_clusters(std::vector<u64> clusters, WaitingIo& io);
+  bool free_cluster(u64 cluster, u64 references, WaitingIo& io);
   int mark_corrupt(WaitingIo& io);
   Result<void> clear_autoclear_bits();
 
@@ -197,7 +200,9 @@ class Qcow2Writer final : public WritableImage {
   qcow2::Allocator allocator_ GUARDED_BY(mutex_);
   mutable std::vector<Missing> loading_ GUARDED_BY(mutex_);
   std::vector<WriteTicket*> in_flight_ GUARDED_BY(mutex_);
-  std::vector<Waker*> waiters_ GUARDED_BY(mutex_);
+  std::vector<std::shared_ptr<Waker>> waiters_ GUARDED_BY(mutex_);
+  // The errno of a flush that failed, for the next write that can only wait for one that does not.
+  int refusal_ GUARDED_BY(mutex_) = 0;
   std::vector<u64> pending_frees_ GUARDED_BY(mutex_);  // clusters to lower by one
   std::array<u8, 512> header_sector_;                  // the flush's
   u64 l1_offset_;                                      // the flush's

@@ -22,10 +22,7 @@ Qcow2Writer::Attempt Qcow2Writer::begin_zero(ByteRange range, WriteKind kind, Wr
   range.length = std::min(range.length, slice_end(range.offset) - range.offset);
   const bool has_table = tables_.l1_entry(geometry_.l1_index(range.offset)) != 0;
   if (!has_table && below_ == Below::nothing) return {.step = {.length_bytes = range.length}};
-  if (tables_.has_too_many_dirty()) {
-    need_.store(FlushNeed::now, std::memory_order_relaxed);
-    return wait_for_other(waker);
-  }
+  if (tables_.has_too_many_dirty()) return wait_for_flush(waker);
   Place place;
   Attempt found = find_place(range.offset, place);
   if (found.missing.kind != Missing::Kind::nothing || found.step.kind == StepKind::fail) {

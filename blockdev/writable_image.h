@@ -21,6 +21,8 @@
 
 #pragma once
 
+#include <memory>
+
 #include "blockdev/block_backend.h"
 #include "blockdev/layer.h"
 #include "blockdev/waiting_io.h"
@@ -58,7 +60,9 @@ struct WriteTicket {
   bool has_reserved = false;  // the place is not in the image's tables yet
 };
 
-class Waker {
+// An image keeps it while it is to be woken: by then the queue may have gone on by itself, and be
+// gone.
+class Waker : public std::enable_shared_from_this<Waker> {
  public:
   virtual ~Waker() = default;
   // From any thread, without a lock of the image.
