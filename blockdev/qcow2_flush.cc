@@ -291,10 +291,11 @@ void Qcow2Writer::free_clusters(std::vector<u64> clusters, WaitingIo& io) {
 
 // False: the image is damaged.
 bool Qcow2Writer::free_cluster(u64 cluster, u64 references, WaitingIo& io) {
-  const u64 block = refcounts_.block_of(cluster);
+  u64 block = 0;
   while (true) {
     {
       base::MutexLock lock(mutex_);
+      block = refcounts_.block_of(cluster);
       if (refcounts_.block_offset(block) == 0 || refcounts_.is_loaded(block)) {
         const u64 count = refcounts_.get(cluster);
         // Of a damaged image, what is said to be compressed data may be anything.
