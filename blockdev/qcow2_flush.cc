@@ -17,10 +17,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "blockdev/qcow2_writer.h"
 #include "vmm/base/check.h"
 #include "vmm/base/log.h"
+#include "vmm/base/planted_fault.h"
 #include "vmm/base/ranges.h"
 
 namespace blockdev {
@@ -70,6 +72,7 @@ int Qcow2Writer::flush(WaitingIo& io, FlushReason reason) {
     base::MutexLock lock(mutex_);
     collect(plan, reason);
   }
+  if (base::planted("free-before-clear")) free_clusters(std::exchange(plan.frees, {}), io);
   const int error = plan.is_empty() ? barrier(io) : carry_out(plan, io);
   {
     base::MutexLock lock(mutex_);
@@ -89,6 +92,12 @@ int Qcow2Writer::flush(WaitingIo& io, FlushReason reason) {
 void Qcow2Writer::collect(FlushPlan& plan, FlushReason reason) {
   need_.store(FlushNeed::none, std::memory_order_relaxed);
   plan.frees.swap(pending_frees_);
+  if (base::planted("decrement-first")) {
+    for (const u64 cluster : std::exchange(plan.frees, {})) {
+      if (!refcounts_.is_loaded(refcounts_.block_of(cluster))) continue;
+      refcounts_.set(cluster, refcounts_.get(cluster) - 1);
+    }
+  }
   plan.move = allocator_.take_move();
   plan.linked = take_linked(reason == FlushReason::background || plan.move ? LinkWhich::all
                                                                             : LinkWhich::needed);
@@ -195,8 +204,11 @@ void Qcow2Writer::collect_l1(FlushPlan& plan) {
 }
 
 int Qcow2Writer::carry_out(FlushPlan& plan, WaitingIo& io) {
+  if (base::planted("swap-phases")) std::swap(plan.first, plan.second);
   if (const int error = io.run(plan.first.operations(fd_.get())); error != 0) return error;
-  if (const int error = barrier(io); error != 0) return error;
+  const bool has_barrier = !base::planted("drop-barrier-a") &&
+                           !(base::planted("drop-data-barrier") && plan.first.is_empty());
+  if (const int error = has_barrier ? barrier(io) : 0; error != 0) return error;
   plan.is_first_durable = true;
   if (plan.move) {
     const be64 offset = plan.move->offset;
@@ -213,7 +225,7 @@ int Qcow2Writer::carry_out(FlushPlan& plan, WaitingIo& io) {
   }
   if (plan.second.is_empty()) return 0;
   if (const int error = io.run(plan.second.operations(fd_.get())); error != 0) return error;
-  return barrier(io);
+  return base::planted("drop-barrier-b") ? 0 : barrier(io);
 }
 
 // What a failed sync was to make durable may be lost although a later one succeeds.

@@ -110,7 +110,7 @@ Result<void> check_features(const WireHeader& wire, const Extensions& extensions
 }
 
 // Offset, bytes and name of a table in the file.
-struct Area {
+struct MetadataArea {
   std::string_view name;
   u64 offset;
   u64 bytes;
@@ -121,7 +121,7 @@ u64 refcount_table_bytes(const WireHeader& wire) {
 }
 
 // All of each, whether the file has it or not.
-std::array<Area, 4> metadata_areas(const WireHeader& wire) {
+std::array<MetadataArea, 4> metadata_areas(const WireHeader& wire) {
   constexpr u64 kSnapshotEntryBytes = 40;  // without its variable part
   return {{{"header", 0, u64{1} << wire.cluster_bits},
            {"L1 table", wire.l1_table_offset, u64{wire.l1_size} * sizeof(be64)},
@@ -146,13 +146,13 @@ Result<void> check_table_sizes(const WireHeader& wire) {
 Result<void> check_areas(const WireHeader& wire, u64 l1_used_bytes, u64 file_bytes) {
   const u64 cluster = u64{1} << wire.cluster_bits;
   TRY(check_table_sizes(wire));
-  const std::array<Area, 4> extents = metadata_areas(wire);
+  const std::array<MetadataArea, 4> extents = metadata_areas(wire);
   // Of each, what is used must be in the file.
-  std::array<Area, 4> used = extents;
+  std::array<MetadataArea, 4> used = extents;
   used[0].bytes = wire.header_length;
   used[1].bytes = l1_used_bytes;
   used[2].bytes = sizeof(be64);
-  for (const Area& area : used) {
+  for (const MetadataArea& area : used) {
     if (area.bytes == 0) continue;
     if (!base::is_aligned(area.offset, cluster)) {
       return corrupt("{} at {:#x} is not at a multiple of the cluster size", area.name,
@@ -162,8 +162,8 @@ Result<void> check_areas(const WireHeader& wire, u64 l1_used_bytes, u64 file_byt
       return corrupt("{} at {:#x} outside file (size {:#x})", area.name, area.offset, file_bytes);
     }
   }
-  for (const Area& a : extents) {
-    for (const Area& b : extents) {
+  for (const MetadataArea& a : extents) {
+    for (const MetadataArea& b : extents) {
       if (&a < &b && base::overlaps(a.offset, a.bytes, b.offset, b.bytes)) {
         return corrupt("{} and {} overlap at {:#x}", a.name, b.name, std::max(a.offset, b.offset));
       }
@@ -191,7 +191,7 @@ Result<void> check_refcount_table(const base::Fd& fd, const WireHeader& wire, u6
     if (!base::is_aligned(entry, cluster)) {
       return corrupt("refcount block at {:#x} is not at a multiple of the cluster size", entry);
     }
-    for (const Area& area : metadata_areas(wire)) {
+    for (const MetadataArea& area : metadata_areas(wire)) {
       if (base::overlaps(area.offset, area.bytes, entry, cluster)) {
         return corrupt("{} and refcount block overlap at {:#x}", area.name, entry);
       }
@@ -277,7 +277,7 @@ Result<WireHeader> read_header_to_check(const base::Fd& fd, u64 file_bytes) {
   TRY(check_l1(wire, base::align_down(wire.size, 512)));
   TRY(check_table_sizes(wire));
   const u64 cluster = u64{1} << wire.cluster_bits;
-  for (const Area& area : metadata_areas(wire)) {
+  for (const MetadataArea& area : metadata_areas(wire)) {
     if (area.bytes != 0 && !base::is_aligned(area.offset, cluster)) {
       return corrupt("{} at {:#x} is not at a multiple of the cluster size", area.name,
                      area.offset);

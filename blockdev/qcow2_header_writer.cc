@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "vmm/base/planted_fault.h"
 #include "vmm/base/ranges.h"
 
 namespace blockdev::qcow2 {
@@ -37,7 +38,8 @@ void append_extension(std::vector<u8>& out, const RawExtension& extension) {
 }  // namespace
 
 RawExtension backing_format_extension(std::string_view format) {
-  return {kExtensionBackingFormat, {format.begin(), format.end()}};
+  const u32 type = base::planted("wrong-magic") ? 0xe279268f : u32{kExtensionBackingFormat};
+  return {type, {format.begin(), format.end()}};
 }
 
 RawExtension feature_names_extension() {

@@ -7,6 +7,7 @@
 #include "blockdev/qcow2_open.h"
 #include "vmm/base/check.h"
 #include "vmm/base/log.h"
+#include "vmm/base/planted_fault.h"
 #include "vmm/base/ranges.h"
 
 namespace blockdev {
@@ -126,7 +127,8 @@ Qcow2Writer::Attempt Qcow2Writer::begin_data(ByteRange range, WriteTicket& ticke
   const WriteStep in_place = step_in_place(range);
   if (in_place.length_bytes > 0) return {.step = in_place};
   const u64 start = base::align_down(range.offset, place.unit);
-  if (overlapping({start, place.unit}) != nullptr) return wait_for_other(waker);
+  const bool has_other = overlapping({start, place.unit}) != nullptr;
+  if (has_other && !base::planted("write-does-not-wait")) return wait_for_other(waker);
   const bool has_host = place.entry.host_offset() != 0 && !place.entry.is_compressed();
   return has_host || place.shared != nullptr ? allocate_existing(range, place, ticket)
                                              : allocate_new(range, place, ticket);
@@ -213,6 +215,7 @@ Qcow2Writer::Attempt Qcow2Writer::failed_reservation(Reserved result) {
 void Qcow2Writer::start_ticket(WriteTicket& ticket, const Place& place) {
   ++place.slice->pins;
   in_flight_.push_back(&ticket);
+  if (base::planted("publish-early") && ticket.kind == WriteKind::data) publish(ticket);
 }
 
 const WriteTicket* Qcow2Writer::overlapping(ByteRange range) const {

@@ -8,6 +8,7 @@
 
 #include "blockdev/qcow2_writer.h"
 #include "vmm/base/check.h"
+#include "vmm/base/planted_fault.h"
 #include "vmm/base/ranges.h"
 
 namespace blockdev {
@@ -77,7 +78,7 @@ Qcow2Writer::Attempt Qcow2Writer::zero_run(ByteRange range, const Place& place, 
     const bool is_cluster = base::is_aligned(at, geometry_.cluster_bytes()) &&
                             stop >= std::min(cluster_end(at), size_bytes_);
     if (entry->is_compressed() && !is_cluster) break;
-    if (overlapping({at, stop - at}) != nullptr) break;
+    if (overlapping({at, stop - at}) != nullptr && !base::planted("discard-does-not-wait")) break;
     const u64 host = punched_offset(*entry, at, ticket.kind);
     const u64 expected = punched.length == 0 ? 0 : punched.offset + punched.length;
     if (at != range.offset && host != expected) break;
@@ -110,7 +111,7 @@ void Qcow2Writer::zero_cluster(L2Slice& slice, u64 offset, u64 length, ClusterEn
     entry = {};
   }
   const u64 host = entry.host_offset();
-  if (host == 0 && below_ == Below::nothing) {
+  if ((host == 0 && below_ == Below::nothing) || base::planted("discard-to-unallocated")) {
     // Not allocated is zero already. What was compressed becomes that.
   } else if (geometry_.has_extended_l2()) {
     const u64 mask =

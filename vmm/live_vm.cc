@@ -4,7 +4,7 @@
 
 #include "vmm/base/check.h"
 #include "vmm/base/log.h"
-#include "vmm/planted_fault.h"
+#include "vmm/base/planted_fault.h"
 
 namespace vmm {
 
@@ -202,7 +202,7 @@ Error LiveVm::wrong_state(std::string_view wanted) const {
 }
 
 void LiveVm::react_later(std::function<void()> react) {
-  if (planted("reactions")) return;
+  if (base::planted("reactions")) return;
   loop_.post([this, asked = timeline_.load(), react = std::move(react)] {
     if (asked == timeline_.load()) react();
   });

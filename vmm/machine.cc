@@ -6,9 +6,9 @@
 #include "devices/virtio/rng.h"
 #include "vmm/base/check.h"
 #include "vmm/base/log.h"
+#include "vmm/base/planted_fault.h"
 #include "vmm/boot/kernel.h"
 #include "vmm/boot/layout.h"
-#include "vmm/planted_fault.h"
 
 namespace vmm {
 namespace {
@@ -220,7 +220,7 @@ Result<void> Machine::validate_states(
     std::span<const std::unique_ptr<base::SavedState>> states) const {
   CHECK(states.size() == statefuls_.size());
   for (std::size_t i = 0; i < states.size(); ++i) {
-    if (planted("invalid-state")) return make_error(ErrorKind::corrupt, "planted");
+    if (base::planted("invalid-state")) return make_error(ErrorKind::corrupt, "planted");
     TRY_CONTEXT(statefuls_[i]->validate_state(*states[i]),
                 fmt::format("state of {}", statefuls_[i]->state_name()));
   }

@@ -7,8 +7,8 @@
 #include "snapshot/memory_file.h"
 #include "snapshot/state_file.h"
 #include "vmm/base/check.h"
+#include "vmm/base/planted_fault.h"
 #include "vmm/kvm/compare_states.h"
-#include "vmm/planted_fault.h"
 #include "vmm/snapshot_mark.h"
 #include "vmm/stopwatch.h"
 
@@ -194,7 +194,7 @@ tl::expected<control::RevertResult, RevertFailure> Reverter::revert(
   handover_.carry_out(machine_);
   for (std::size_t i = 0; i < machine_.disks().size(); ++i) {
     blockdev::Overlay* const overlay = machine_.disks()[i]->overlay;
-    if (overlay == nullptr || planted("disk")) continue;
+    if (overlay == nullptr || base::planted("disk")) continue;
     result.clusters += overlay->rebase_on(mark_of(target).disks[i].lower()).block_count;
   }
   (*disk_switch)->rebase_on(target);
@@ -246,7 +246,7 @@ Result<const memory::PageSet*> Reverter::restore_memory(const snapshot::Snapshot
 void Reverter::copy_pages_back(const snapshot::SnapshotNode& target,
                                const memory::PageSet& pages) {
   rewritten_tables_.clear();
-  if (planted("page")) {
+  if (base::planted("page")) {
     snapshot::restore_pages(machine_.memory(), *target.image, all_but_last(pages));
   } else if (*stale_ == kvm::StaleTranslations::shadow_tables) {
     snapshot::restore_pages_watching_tables(machine_.memory(), *target.image, pages,
@@ -270,13 +270,13 @@ Result<void> Reverter::refresh_translations(const memory::PageSet& pages,
   kvm::Vm& vm = machine_.vm();
   if (*stale_ == kvm::StaleTranslations::tlb) {
     TRY(vm.rearm_dirty(pages));
-    if (!planted("zap")) TRY(vm.invalidate_translations(*stale_));
+    if (!base::planted("zap")) TRY(vm.invalidate_translations(*stale_));
     return {};
   }
   // First: of tables that are gone nothing has to be write-protected, and zapping single pages logs
   // them as dirty.
   const bool zapped = TRY(zap_rewritten_tables(state));
-  if (!zapped && !planted("zap")) {
+  if (!zapped && !base::planted("zap")) {
     TRY(vm.invalidate_translations(*stale_));
     machine_.forget_unwatched();
   }
@@ -285,17 +285,17 @@ Result<void> Reverter::refresh_translations(const memory::PageSet& pages,
 
 Result<bool> Reverter::zap_rewritten_tables(const kvm::ProcessorsState& state) {
   if (rewritten_tables_.size() > kMaximumZappedPages) return false;
-  if (rewritten_tables_.empty() || planted("zap")) return true;
+  if (rewritten_tables_.empty() || base::planted("zap")) return true;
   for (u64& page : rewritten_tables_) page = machine_.memory().gpa_of_page(page).value;
   return machine_.zap_pages(rewritten_tables_, state);
 }
 
 Result<void> Reverter::restore_devices(const snapshot::SnapshotNode& node) {
-  if (planted_once("states")) return make_error(ErrorKind::failed, "planted");
+  if (base::planted_once("states")) return make_error(ErrorKind::failed, "planted");
   machine_.forget_requests();
   for (std::size_t i = kProcessorsIndex + 1; i < node.states.size(); ++i) {
     base::Stateful& stateful = *machine_.statefuls()[i];
-    if (planted("device") && stateful.state_name() == "virtio-mmio.0") continue;
+    if (base::planted("device") && stateful.state_name() == "virtio-mmio.0") continue;
     TRY_CONTEXT(stateful.restore_state(*node.states[i]),
                 fmt::format("state of {}", stateful.state_name()));
   }

@@ -7,7 +7,7 @@
 #include "blockdev/disk.h"
 #include "snapshot/memory_file.h"
 #include "vmm/base/log.h"
-#include "vmm/planted_fault.h"
+#include "vmm/base/planted_fault.h"
 
 namespace vmm {
 
@@ -34,7 +34,9 @@ Result<void> SnapshotJob::write_files(const snapshot::SnapshotStore& store) {
                                         "write the snapshot's memory"));
   result.memory_bytes = manifest.memory[0].allocated_bytes;
   TRY(write_layers());
-  if (planted("write") && manifest.name == "bad") return make_error(ErrorKind::no_space, "planted");
+  if (base::planted("write") && manifest.name == "bad") {
+    return make_error(ErrorKind::no_space, "planted");
+  }
   manifest.state =
       TRY(snapshot::write_state_file(draft.directory(), snapshot::kStateFile, sections));
   object = std::make_shared<const snapshot::SnapshotObject>(
@@ -111,7 +113,7 @@ void SnapshotJob::open_files(const snapshot::SnapshotStore& store) {
     base::log(base::LogLevel::warning, "snapshot '{}' is made, but stays in memory too: {}",
               result.name, error.message());
   };
-  if (planted("reopen")) return keep_in_memory(make_error(ErrorKind::failed, "planted"));
+  if (base::planted("reopen")) return keep_in_memory(make_error(ErrorKind::failed, "planted"));
   const auto view_memory = [this]() -> Result<void> {
     const base::Fd file =
         TRY(snapshot::open_memory_file(object->directory(), object->manifest().memory[0]));

@@ -13,6 +13,7 @@
 #include "blockdev/block_backend.h"
 #include "blockdev/qcow2_builder.h"
 #include "blockdev/qcow2_image.h"
+#include "tests/blockdev/support/header_exchange.h"
 #include "tests/blockdev/support/qemu_tools.h"
 #include "vmm/base/ranges.h"
 
@@ -102,6 +103,12 @@ INSTANTIATE_TEST_SUITE_P(Shapes, NewImageOf,
                                          Shape{"ext16k", 14, L2Entries::extended},
                                          Shape{"ext128k", 17, L2Entries::extended}),
                          [](const auto& test) { return std::string(test.param.name); });
+
+TEST(Qcow2Create, QemuFindsTheBackingFormatAndWeFindQemus) {
+  SKIP_WITHOUT_QEMU_TOOLS();
+  const TempDir dir;
+  EXPECT_EQ(exchange_backing_formats(dir.root()), std::vector<std::string>{});
+}
 
 TEST(Qcow2Create, CostsTheSameForEverySizeOfDisk) {
   const TempDir dir;

@@ -1,5 +1,5 @@
 // Snapshots that are refused or fail half-way: the VM is as if they had never been asked for. The
-// failures are planted (vmm/planted_fault.h).
+// failures are planted (vmm/base/planted_fault.h).
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
-// The proof that the native tests can fail: the program with a planted fault (vmm/planted_fault.h)
-// is caught by the same questions that the sound one answers.
+// The proof that the native tests can fail: the program with a planted fault
+// (vmm/base/planted_fault.h) is caught by the same questions that the sound one answers.
 
 #include <gtest/gtest.h>
 

@@ -94,12 +94,16 @@ void DurableImage::fill(u64 level, u64 size_bytes, QemuDaemon& daemon, std::mt19
     QemuDisk disk(daemon, chain, QemuDisk::Access::compressing);
     for (u64 at = 0; at + unit <= size_bytes; at += unit) {
       if (chance(random) > share / 2) continue;
-      const Stamp stamp = layer_stamp(level, at / kSectorBytes);  // one, so that it packs well
+      // One stamp packs so well that many clusters share a host cluster, which then is never freed;
+      // different ones take half of what they are.
+      const bool packs_well = chance(random) < 0.3;
       bytes.assign(unit, 0);
-      fill_stamp(bytes, stamp);
+      for (u64 i = 0; i < unit / kSectorBytes; ++i) {
+        const u64 sector = at / kSectorBytes + i;
+        stamps_[sector] = layer_stamp(level, packs_well ? at / kSectorBytes : sector);
+        fill_stamp(std::span(bytes).subspan(i * kSectorBytes, kSectorBytes), stamps_[sector]);
+      }
       disk.write(at, bytes);
-      std::fill_n(stamps_.begin() + static_cast<std::ptrdiff_t>(at / kSectorBytes),
-                  unit / kSectorBytes, stamp);
       is_packed[at / unit] = true;
     }
   }
