@@ -1,10 +1,10 @@
 // For `quicksave bench image`: keeps so many requests of 4 KiB in flight on the first disk. READY,
-// then for each line
+// and once more for each empty line, so that who comes late hears it; then for each line
 //
 //   read|write COUNT DEPTH STEP FIRST BLOCKS
 //
 // COUNT requests, DEPTH at a time: the first one at block FIRST, each other one STEP blocks behind
-// the one before, and around within BLOCKS blocks from FIRST on. COUNT 0: until a character arrives.
+// the one before, and around within BLOCKS blocks from FIRST on. COUNT 0: until a line arrives.
 // The answer, with microseconds in all, kicks, and nanoseconds from putting a request into the ring
 // to seeing its answer:
 //
@@ -57,7 +57,7 @@ struct Slot {
 
 struct Load {
   enum BlockRequestType type;
-  u64 count;  // 0: until a character arrives
+  u64 count;  // 0: until a line arrives
   u64 depth;
   u64 step;
   u64 first;
@@ -264,7 +264,8 @@ static void obey(char* line) {
   char* rest = line;
   const char* word = next_word(&rest);
   if (!*word) {
-    return;  // the character that ended the last one
+    put_line(GUEST_READY_WORD);
+    return;
   }
   struct Load load = {.type = same_text(word, "write") ? BLOCK_OUT : BLOCK_IN};
   expect_true(3, "read or write", load.type == BLOCK_OUT || same_text(word, "read"));

@@ -45,6 +45,8 @@ Result<DiskGuest> DiskGuest::start(const Workspace& workspace, const std::string
   api.set_timeout_ms(kPatienceMs);
   base::Fd console = TRY(control::connect_unix(directory.console_socket()));
   DiskGuest guest(std::move(child), std::move(api), std::move(console));
+  // It may have said so before we listened.
+  TRY(guest.send("\n"));
   TRY(guest.hear("READY"));
   return guest;
 }
