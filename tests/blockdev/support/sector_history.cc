@@ -74,7 +74,14 @@ std::optional<std::string> SectorHistory::read(u64 sector, Stamp stamp, u64 subm
     found = found || !is_superseded(changes, change, submitted, true);
   }
   if (!found) return "read " + describe(sector, stamp);
-  if (changes.size() > 1) {
+  // While requests that overlap are in flight, which of them comes last is not decided: what is
+  // read meanwhile binds none of them (blockdev/block_backend.h).
+  const bool is_settled = std::ranges::none_of(changes, [&](const Change& change) {
+    const Request& request = requests_[change.request];
+    return request.kind != Kind::observation && request.submitted < done &&
+           request.done > submitted;
+  });
+  if (changes.size() > 1 && is_settled) {
     requests_.push_back({.submitted = submitted, .done = done, .kind = Kind::observation});
     changes.push_back({stamp, static_cast<u32>(requests_.size() - 1), Certainty::certain});
     if (keeping_ == HistoryKeeping::present) forget_superseded(changes, done);
