@@ -6,6 +6,7 @@
 #include "blockdev/qcow2_decompress.h"
 #include "blockdev/qcow2_writer.h"
 #include "vmm/base/check.h"
+#include "vmm/base/planted_fault.h"
 #include "vmm/base/ranges.h"
 
 namespace blockdev {
@@ -105,7 +106,8 @@ Result<void> Qcow2Writer::read_computed(u64 offset, u64 length, IovecCursor& to,
     if (!is_kept) {
       scratch.owner = nullptr;
       const Result<void> done = decompress(entry, scratch);
-      if (TRY(entry_at(offset)).entry != entry.entry) continue;
+      const bool is_same = TRY(entry_at(offset)).entry == entry.entry;
+      if (!is_same && !base::planted("no-second-look")) continue;
       if (!done) return done.error();
       scratch.owner = identity_;
       scratch.cluster_offset = cluster_offset;

@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 
 #include "tests/blockdev/support/crash_run.h"
 #include "tests/blockdev/support/differential.h"
@@ -102,15 +103,13 @@ TEST(PlantedInDifferential, DiscardThatUncoversIsNoticedBesideQemu) {
   EXPECT_NE(run(), Violations{});
 }
 
-// What fails in a schedule that `seed` chooses.
-Violations play_schedule(u64 seed) {
+// What fails in a schedule.
+Violations failures_of(const std::function<void()>& run) {
   testing::TestPartResultArray parts;
   {
     testing::ScopedFakeTestPartResultReporter reporter(
         testing::ScopedFakeTestPartResultReporter::INTERCEPT_ONLY_CURRENT_THREAD, &parts);
-    Schedule schedule(schedule_shape(seed), seed);
-    schedule.play_random(120);
-    schedule.close_and_check();
+    run();
   }
   Violations failures;
   for (int i = 0; i < parts.size(); ++i) {
@@ -118,6 +117,14 @@ Violations play_schedule(u64 seed) {
     if (part.failed()) failures.push_back(part.message());
   }
   return failures;
+}
+
+Violations play_schedule(u64 seed) {
+  return failures_of([=] {
+    Schedule schedule(schedule_shape(seed), seed);
+    schedule.play_random(120);
+    schedule.close_and_check();
+  });
 }
 
 class PlantedInSchedule : public testing::TestWithParam<const char*> {};
@@ -140,6 +147,23 @@ INSTANTIATE_TEST_SUITE_P(Concurrency, PlantedInSchedule,
                            std::ranges::replace(name, '-', '_');
                            return name;
                          });
+
+TEST(PlantedInReader, NoSecondLookAtACompressedClusterIsNoticed) {
+  SKIP_WITHOUT_QEMU_DAEMON();
+  ImageShape shape = small_shape();
+  shape.filled = 1;
+  shape.has_compressed = true;
+  const auto run = [&] {
+    return failures_of([&] {
+      Schedule schedule(shape);
+      schedule.rewrite_under_reader();
+      schedule.close_and_check();
+    });
+  };
+  EXPECT_EQ(run(), Violations{});
+  const base::Plant plant("no-second-look");
+  EXPECT_THAT(run(), Contains(HasSubstr("requests failed")));
+}
 
 TEST(PlantedInHeader, WrongMagicIsNoticedByForeignBytes) {
   SKIP_WITHOUT_QEMU_TOOLS();

@@ -33,9 +33,13 @@ class Schedule final {
   void write(u64 client, u64 sector, u64 count, Stamp stamp);
   void discard(u64 client, u64 sector, u64 count);
   void read(u64 client, u64 sector, u64 count);
-  void flush(u64 client) { clients_[client]->start({.op = BlockOp::flush}); }
+  void flush(u64 client);
   // Both clients send requests that the seed chooses, until so many are done.
   void play_random(u64 requests);
+  // Client 0 reads compressed clusters. When the first of them is mapped and its bytes are not read
+  // yet, client 1 writes to all clusters, and what that frees is used again.
+  // REQUIRES: small_shape() with compressed clusters; nothing happened yet.
+  void rewrite_under_reader();
 
   u32 in_flight(u64 client) const { return clients_[client]->in_flight_count(); }
   // Of both clients, everything.
@@ -46,6 +50,9 @@ class Schedule final {
   void close_and_check();
 
  private:
+  // Calls of one client do not come while it is in another.
+  void start(u64 client, const ModelClient::Request& request, Stamp stamp = 0);
+  bool poll(u64 client);
   SparseImage read_image() const;
 
   ImageShape shape_;
@@ -60,8 +67,11 @@ class Schedule final {
   SparseImage start_;
   std::unique_ptr<Disk> disk_;
   std::array<std::unique_ptr<ModelClient>, 2> clients_;
+  std::array<bool, 2> is_busy_{};
 };
 
+// Of 64 clusters of 4 KiB over a raw image.
+ImageShape small_shape();
 // A small image over another, of a shape that `seed` chooses.
 ImageShape schedule_shape(u64 seed);
 

@@ -1,6 +1,7 @@
 #include "tests/blockdev/support/simulated_host.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "blockdev/sync_engine.h"
 #include "vmm/base/check.h"
@@ -108,7 +109,13 @@ void SimulatedHost::wait_for(Engine& engine) {
   };
   if (!engine.has_done()) {
     const auto read = std::ranges::find_if(waiting_, is_read);
-    if (read != waiting_.end()) perform(read);
+    if (read != waiting_.end()) {
+      if (interruption_.which && interruption_.which(read->operation)) {
+        read->is_held = true;
+        std::exchange(interruption_, {}).meanwhile();
+      }
+      perform(read);
+    }
   }
   for (u64 steps = 0; !engine.has_done(); ++steps) {
     // The test holds back what this one waits for, or it waits for nothing.

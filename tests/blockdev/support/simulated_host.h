@@ -44,6 +44,12 @@ class SimulatedHost final {
   void hold_waiting();
   void release();
 
+  // The next time that somebody waits for a read that `which` is true of: does `meanwhile` before
+  // the read is performed. That must not wait for what the reader has locked, nor release().
+  void interrupt_read(Held which, std::function<void()> meanwhile) {
+    interruption_ = {std::move(which), std::move(meanwhile)};
+  }
+
   // One choice. False: nothing could be done.
   bool step();
   // Steps until `done`. False: it did not come about within a great many steps.
@@ -70,6 +76,11 @@ class SimulatedHost final {
     bool is_busy;
   };
 
+  struct Interruption {
+    Held which;
+    std::function<void()> meanwhile;
+  };
+
   void wait_for(Engine& engine);
   bool is_held(const Waiting& waiting) const {
     return waiting.is_held || (held_ && held_(waiting.operation));
@@ -85,6 +96,7 @@ class SimulatedHost final {
   std::shared_ptr<TaskRunner> tasks_;
   std::vector<Actor> actors_;
   Held held_;
+  Interruption interruption_;
   u32 engine_count_ = 0;
 };
 
