@@ -43,6 +43,12 @@ struct PlantedCrash {
 // Tables come into being all the time.
 const CrashPlan kNewTables{
     .shape = {.cluster_bits = 9, .size_bytes = 200 * base::kKiB}, .requests = 30, .qemu_share = 8};
+// And refcount blocks, each of 64 clusters.
+const CrashPlan kNewBlocks{
+    .shape = {.cluster_bits = 9, .refcount_bits = 64, .size_bytes = 200 * base::kKiB},
+    .requests = 30,
+    .request_sectors = 40,
+    .qemu_share = 0};
 // The same few clusters are zeroed and written: entries change, refcounts do not.
 const CrashPlan kRewriting{
     .shape = {.cluster_bits = 12, .size_bytes = 32 * base::kKiB, .filled = 1},
@@ -66,6 +72,7 @@ const PlantedCrash kCrashes[] = {
     {"PhasesOfAFlushInTheWrongOrder", "swap-phases", kNewTables, {kOurCheck, kQemuCheck}},
     {"NoBarrierBetweenThem", "drop-barrier-a", kNewTables, {kOurCheck, kQemuCheck}},
     {"NoBarrierBetweenDataAndEntries", "drop-data-barrier", kRewriting, {kCrashLost}},
+    {"NoBarrierAfterTheLinkToARefcountBlock", "drop-link-barrier", kNewBlocks, {kOurCheck}},
     {"NoBarrierBeforeTheFlushIsDone", "drop-barrier-b", kNewTables, {kCrashLost}},
     {"FreeingBeforeTheEntryIsCleared", "free-before-clear", kCompressed, {kUnreadable}},
     {"LowerRefcountsWithTheHigherOnes", "decrement-first", kCompressed, {kOurCheck, kQemuCheck}},
