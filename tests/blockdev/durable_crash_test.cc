@@ -39,12 +39,14 @@ TEST(CrashReplay, TheRigNoticesADroppedSync) {
 
 constexpr RequestMix kMostlyWrites{.writes = 80, .zeroes = 4, .discards = 2, .flushes = 10};
 
-// Each grows something: L2 tables and refcount blocks all of them, others what they are called.
+// Each grows something: L2 tables all of them, refcount blocks of 64 clusters the first two, others
+// what they are called.
 const CrashPlan kPlans[] = {
     {.name = "small_clusters",
-     .shape = {.cluster_bits = 9, .size_bytes = 300 * base::kKiB},
+     .shape = {.cluster_bits = 9, .refcount_bits = 64, .size_bytes = 300 * base::kKiB},
      .requests = 90,
-     .qemu_share = 2},
+     .request_sectors = 12,
+     .qemu_share = 3},
     {.name = "refcount_table",
      .shape =
          {.cluster_bits = 9, .refcount_bits = 64, .size_bytes = 3000 * base::kKiB, .filled = 0.86},
