@@ -1,5 +1,7 @@
 #include "vmm/snapshotter.h"
 
+#include <sys/resource.h>
+
 #include <system_error>
 
 #include "vmm/base/check.h"
@@ -141,12 +143,27 @@ std::string Snapshotter::unused_name() {
   return fmt::format("s{}", number);
 }
 
+namespace {
+
+// Of this thread alone. Where the guest keeps all processors of the host busy, a writer with the same
+// right to them takes one from it for milliseconds at a time, and more than one request in a hundred
+// waits that long. Writes by a guest, 32 at a time, on two processors, p99 against that in quiet, and
+// what the snapshot takes (`quicksave bench image --only handover`): 27 times and 0.4 s as equals,
+// 1.5 times and 0.9 s with 5, 1.1 times and 2 s with 10. On a host with room it costs nothing.
+void let_the_guest_go_first() {
+  constexpr int kNicer = 5;
+  ::setpriority(PRIO_PROCESS, 0, ::getpriority(PRIO_PROCESS, 0) + kNicer);
+}
+
+}  // namespace
+
 // The thread owns the job until it has ended, which finish() waits for.
 void Snapshotter::start_writing(std::unique_ptr<SnapshotJob> job, Durable durable) {
   writing_ = std::move(job);
   durable_ = std::move(durable);
   try {
     writer_ = std::thread([this, written = writing_.get()] {
+      let_the_guest_go_first();
       written->write(store_);
       loop_.post([this] { finish(); });
     });
