@@ -1,14 +1,14 @@
 #!/bin/sh
 # One group of nested scenarios as one test: one outer machine is booted for all of the group.
 #
-#   ctest.sh images|boot|snapshot|faults|bench [QUICKSAVE]
+#   ctest.sh images|boot|snapshot|persist|faults|bench [QUICKSAVE]
 #
 # QUICKSAVE defaults to build/release/quicksave (faults: quicksave-faulty). NESTED_VMM=qemu runs the scenarios against QEMU instead, which shows that
 # a scenario is right before it judges quicksave. Status 77: skipped, the reason is the last line.
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 project=$(dirname -- "$(dirname -- "$here")")
-group=${1:?usage: ctest.sh images|boot|snapshot|faults|bench [QUICKSAVE]}
+group=${1:?usage: ctest.sh images|boot|snapshot|persist|faults|bench [QUICKSAVE]}
 program=quicksave
 [ "$group" != faults ] || program=quicksave-faulty
 binary=${2:-$project/build/release/$program}
@@ -31,7 +31,7 @@ if [ "${NESTED_VMM:-quicksave}" = quicksave ]; then
   set -- "$@" -b "$binary"
 fi
 case $group in
-boot | snapshot | faults) script=$here/$group.py ;;
+boot | snapshot | persist | faults) script=$here/$group.py ;;
 bench) script=$here/bench_revert.py ;;
 *) echo "unknown group: $group" >&2; exit 2 ;;
 esac
@@ -39,7 +39,12 @@ rm -rf "$project/build/nested/$group"
 status=0
 sh "$project/guests/nested/run.sh" "$@" "$script" || status=$?
 # What needs no emulated machine is judged outside of it, where it takes no minutes.
-if [ "$group" = snapshot ] && [ -d "$project/build/nested/snapshot/disk" ]; then
-  python3 "$here/check_disk.py" "$project/build/nested/snapshot" "${QUICKSAVE_GUEST_CACHE:-$project/build/guests}/debian/debian.qcow2" || status=1
+case $group in
+snapshot) judge=check_disk.py ;;
+persist) judge=check_persist.py ;;
+*) judge='' ;;
+esac
+if [ -n "$judge" ] && [ -d "$project/build/nested/$group/disk" ]; then
+  PYTHONDONTWRITEBYTECODE=1 python3 "$here/$judge" "$project/build/nested/$group" "${QUICKSAVE_GUEST_CACHE:-$project/build/guests}/debian/debian.qcow2" || status=1
 fi
 exit "$status"

@@ -96,7 +96,7 @@ def run_all(scenarios):
             print("ok %s (%.1f s)" % (name, time.monotonic() - started), flush=True)
         except KeyError as error:
             failed += 1
-            if error.args and error.args[0] in ("t", "t2", "planted", "debian", "facts"):
+            if error.args and error.args[0] in ("t", "t2", "planted", "debian", "facts", "killed"):
                 print("not ok %s: no guest: an earlier scenario failed" % name, flush=True)
             else:
                 print("not ok %s: missing field %s" % (name, error), flush=True)

@@ -41,12 +41,14 @@ def wait_until(condition, timeout, what):
 
 
 class Spec:
-    """What to boot. `disk` is a qcow2 image that stays unchanged."""
+    """What to boot. `disk` is a qcow2 image that stays unchanged; `disk_argument` says in Quicksave's words what to do with
+    another one instead."""
 
     def __init__(self, kernel="cloud", initrd=None, disk=None, append="", memory=512, cpus=2):
         self.kernel = "%s/vmlinuz-%s" % (GUESTS, kernel)
         self.initrd = initrd
         self.disk = disk
+        self.disk_argument = disk + ",format=qcow2" if disk else None
         self.append = append
         self.memory = memory
         self.cpus = cpus
@@ -72,8 +74,8 @@ class Quicksave:
                  "-m", "%dM" % spec.memory, "--cpus", str(spec.cpus), "-d"]
         if spec.initrd:
             words += ["--initrd", spec.initrd]
-        if spec.disk:
-            words += ["--disk", spec.disk + ",format=qcow2"]
+        if spec.disk_argument:
+            words += ["--disk", spec.disk_argument]
         command(*words)
 
     def console_path(self, name):
@@ -88,6 +90,17 @@ class Quicksave:
     def alive(self, name):
         return any(vm["name"] == name and vm.get("pid") for vm in self._listed()
                    if vm.get("state") not in ("stopped", "exited", "off", "dead"))
+
+    def kill_nine(self, name):
+        """The process is gone when this returns. Its image may stay locked for a moment: the kernel takes the rings of a killed
+        process apart behind its back."""
+        pid = next(vm["pid"] for vm in self._listed() if vm["name"] == name)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not self.alive(name), 20, "the end of " + name)
+
+    def newest_disk(self, name):
+        """Where the newest state of the first persistent disk is: its `file`, and the `disk_argument` that goes on from it."""
+        return json.loads(command("quicksave", "inspect", name))["newest_disks"][0]
 
     def snapshot(self, name, snapshot):
         return json.loads(command("quicksave", "snapshot", "create", name, snapshot, "--json"))
