@@ -13,34 +13,9 @@ import time
 from guest import PATIENCE
 from harness import RESULTS, Guest, check_same_run, check_timers, expect, note, plant_nonce, run_all
 from vmm import debian
+from writer import WRITER
 
 CPUS = 2
-
-# Each round: a file of random length and content, fsynced; then one line in a log, fsynced; then one line in RAM.
-# So every line in the RAM list, and every line in the log, stands for a file that had been fsynced. One process forks
-# in a round, and a rest follows: a writer that never rests takes the emulated processor from the VMM itself.
-WRITER = r"""#!/usr/bin/perl
-use strict; use warnings; use Fcntl; use IO::Handle;
-mkdir $_ for '/srv/w', '/run/w';
-sysopen(my $random, '/dev/urandom', O_RDONLY) or die;
-sysopen(my $folder, '/srv/w', O_RDONLY) or die;
-open(my $log, '>>', '/srv/w/log') or die;
-open(my $done, '>>', '/run/w/done') or die;
-for (my $i = 1; ; $i++) {
-  sysread($random, my $content, 500 + int(rand(9000)));
-  open(my $file, '>', "/srv/w/$i.tmp") or die;
-  syswrite($file, $content);
-  $file->sync or die;
-  rename("/srv/w/$i.tmp", "/srv/w/$i") or die;
-  $folder->sync or die;
-  my $line = `sha256sum /srv/w/$i`;
-  $line =~ s{/srv/w/}{};
-  syswrite($log, $line);
-  $log->sync or die;
-  syswrite($done, $line);
-  select(undef, undef, undef, 0.3);
-}
-"""
 
 # The same content at three places; dirty must still be dirty at T, so write-back is off from here on.
 PLANT = r"""
