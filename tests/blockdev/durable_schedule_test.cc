@@ -198,12 +198,18 @@ TEST_F(DurableSchedule, C7_RewritingDoesNotGrowTheFile) {
   run.close_and_check();
 }
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr u64 kSchedules = 30;
+#else
+constexpr u64 kSchedules = 80;
+#endif
+
 // All of them at once, by chance.
 TEST_F(DurableSchedule, RandomSchedulesKeepEveryPromise) {
   const Soak soak;
   u64 schedules = 0;
   for (u64 seed = soak.first_seed(); !HasFailure(); ++seed) {
-    if (soak.is_long() ? soak.is_over() : schedules == 80) break;
+    if (soak.is_long() ? soak.is_over() : schedules == kSchedules) break;
     ++schedules;
     SCOPED_TRACE(fmt::format("seed {}", seed));
     Schedule run(schedule_shape(seed), seed);
