@@ -1,5 +1,6 @@
 #include "blockdev/qcow2_open.h"
 
+#include <endian.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -37,11 +38,13 @@ Result<void> check_is_writable(const Header& header) {
 
 Result<std::vector<u64>> read_words(const base::Fd& fd, WaitingIo& io, u64 offset, u64 count,
                                     std::string_view what) {
-  std::vector<be64> words(count);
+  // Turned round in place: a table has thousands of entries, and each new overlay is opened here.
+  std::vector<u64> words(count);
   const int error =
-      io.read(fd.get(), offset, {reinterpret_cast<u8*>(words.data()), count * sizeof(be64)});
+      io.read(fd.get(), offset, {reinterpret_cast<u8*>(words.data()), count * sizeof(u64)});
   if (error != 0) return Error::from_errno(error, what);
-  return std::vector<u64>(words.begin(), words.end());
+  for (u64& word : words) word = be64toh(word);
+  return words;
 }
 
 // Collects where metadata lies; says what lies where something else does.
@@ -95,6 +98,13 @@ Result<std::vector<u64>> collect_metadata(const OpenedTables& opened, const Geom
   return metadata.take();
 }
 
+// So many counts of a refcount block reach to its last byte that is not 0.
+u64 counts_to_last_byte(std::span<const u8> block, u32 refcount_order) {
+  u64 bytes = block.size();
+  while (bytes > 0 && block[bytes - 1] == 0) --bytes;
+  return base::divide_up(bytes * 8, u64{1} << refcount_order);
+}
+
 // The cluster behind the last one that has a refcount, or one in front of that.
 Result<u64> find_end(const base::Fd& fd, WaitingIo& io, const OpenedTables& opened) {
   // A hostile image may have any number of empty blocks. To start too low costs only a search.
@@ -110,9 +120,10 @@ Result<u64> find_end(const base::Fd& fd, WaitingIo& io, const OpenedTables& open
     std::vector<u8> bytes(u64{1} << cluster_bits);
     const int error = io.read(fd.get(), offset, bytes);
     if (error != 0) return Error::from_errno(error, "refcount block");
+    u64 i = counts_to_last_byte(bytes, opened.header.wire.refcount_order);
     counts.insert(block, std::move(bytes));
     const u64 first = block * counts.clusters_per_block();
-    for (u64 i = counts.clusters_per_block(); i > 0; --i) {
+    for (; i > 0; --i) {
       if (counts.get(first + i - 1) != 0) return first + i;
     }
   }
