@@ -1,5 +1,7 @@
 #include "blockdev/qcow2_header.h"
 
+#include <endian.h>
+
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -178,13 +180,14 @@ Result<void> check_areas(const WireHeader& wire, u64 l1_used_bytes, u64 file_byt
 Result<void> check_refcount_table(const base::Fd& fd, const WireHeader& wire, u64 file_bytes) {
   const u64 cluster = u64{1} << wire.cluster_bits;
   const u64 bytes = std::min(refcount_table_bytes(wire), file_bytes - wire.refcount_table_offset);
-  std::vector<be64> table(bytes / sizeof(be64));
+  std::vector<u64> table(bytes / sizeof(u64));
   TRY_CONTEXT(
-      base::read_exactly(fd, {reinterpret_cast<u8*>(table.data()), table.size() * sizeof(be64)},
+      base::read_exactly(fd, {reinterpret_cast<u8*>(table.data()), table.size() * sizeof(u64)},
                          wire.refcount_table_offset),
       "refcount table");
-  for (const u64 entry : table) {
-    if (entry == 0) continue;
+  for (const u64 word : table) {
+    if (word == 0) continue;  // nearly all, so they are not turned round one by one
+    const u64 entry = be64toh(word);
     if ((entry & kRefcountTableReserved) != 0) {
       return corrupt("refcount table entry {:#018x}: reserved bits are set", entry);
     }
