@@ -226,7 +226,11 @@ void Differential::resize(Round& round) {
   std::mt19937_64& random = round.requests.random();
   const u64 unit = round.shape.cluster_bytes();
   const u64 limit = unit <= 65536 ? 600 : 12;
-  const u64 size = (1 + random() % limit) * unit + random() % 4 * kSectorBytes;
+  const u64 clusters = 1 + random() % limit;
+  const u64 sectors_more = random() % 4;
+  u64 size = clusters * unit + sectors_more * kSectorBytes;
+  // What QEMU cuts off within a cluster it shows again when the disk grows.
+  if (size < round.shape.size_bytes) size = clusters * unit;
   for (const auto* chain : {&round.ours, &round.theirs}) {
     QemuDisk(daemon_, *chain, QemuDisk::Access::writable).resize(size);
   }
