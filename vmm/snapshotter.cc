@@ -149,7 +149,7 @@ namespace {
 // right to them takes one from it for milliseconds at a time, and more than one request in a hundred
 // waits that long. Writes by a guest, 32 at a time, on two processors, p99 against that in quiet, and
 // what the snapshot takes (`quicksave bench image --only handover`): 27 times and 0.4 s as equals,
-// 1.5 times and 0.9 s with 5, 1.1 times and 2 s with 10. On a host with room it costs nothing.
+// 1.4 to 1.8 times and 0.9 s with 5, 1.1 times and 2 s with 10. On a host with room it costs nothing.
 void let_the_guest_go_first() {
   constexpr int kNicer = 5;
   ::setpriority(PRIO_PROCESS, 0, ::getpriority(PRIO_PROCESS, 0) + kNicer);
