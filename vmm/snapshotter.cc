@@ -163,7 +163,8 @@ void Snapshotter::start_writing(std::unique_ptr<SnapshotJob> job, Durable durabl
   durable_ = std::move(durable);
   try {
     writer_ = std::thread([this, written = writing_.get()] {
-      let_the_guest_go_first();
+      // A flush of a persistent disk waits for the writer, which must not wait for the whole host.
+      if (written->persistent->empty()) let_the_guest_go_first();
       written->write(store_);
       loop_.post([this] { finish(); });
     });
