@@ -104,7 +104,12 @@ Result<void> DurableDisk::resize(u64 size_bytes) {
   flusher_.exclusively([&](WaitingIo& io) { result = stack_.top->resize(size_bytes, io); });
   if (!result) return result;
   stack_.layers.size_bytes = stack_.top->size_bytes();
-  return zero_grown(old_size);
+  result = zero_grown(old_size);
+  if (result) {
+    flusher_.exclusively([&](WaitingIo& io) { result = stack_.top->record_size(io); });
+  }
+  if (!result) stack_.layers.size_bytes = old_size;
+  return result;
 }
 
 // A layer below may be longer than the disk was: what it has there is not the disk's.
@@ -127,39 +132,14 @@ Result<void> DurableDisk::zero_grown(u64 old_size_bytes) {
   return make_error(ErrorKind::failed, "the new part of the disk could not be zeroed");
 }
 
-Result<std::shared_ptr<WritableImage>> DurableDisk::open_fresh(ImageFile fresh,
-                                                               const LayerList& lower) const {
-  std::shared_ptr<WritableImage> image = TRY(open_writer(std::move(fresh), lower, make_engine_));
+Result<std::shared_ptr<WritableImage>> DurableDisk::prepare(ImageFile fresh) const {
+  std::shared_ptr<WritableImage> image =
+      TRY(open_writer(std::move(fresh), stack_.layers.lower, make_engine_));
   if (image->size_bytes() != stack_.layers.size_bytes) {
     return make_error(ErrorKind::corrupt, "a fresh layer of {} bytes for a disk of {}",
                       image->size_bytes(), stack_.layers.size_bytes);
   }
   return image;
-}
-
-Result<LayerPointer> DurableDisk::seal(ImageFile fresh) {
-  LayerList lower = stack_.layers.lower;
-  TRY_CONTEXT(check_layer_count(lower.size() + 1), "seal a disk");
-  std::shared_ptr<WritableImage> image = TRY(open_fresh(std::move(fresh), lower));
-  Result<void> closed;
-  flusher_.exclusively([&](WaitingIo& io) { closed = stack_.top->close(io); });
-  if (!closed) return std::move(closed).error().with_context("seal a disk");
-  LayerPointer sealed = stack_.top;
-  flusher_.replace_image(image);
-  use(std::move(image), std::move(lower));
-  return sealed;
-}
-
-Result<void> DurableDisk::rebase_on(ImageFile fresh, LayerList lower) {
-  TRY_CONTEXT(check_layer_count(lower.size() + 1), "put a disk on other layers");
-  std::shared_ptr<WritableImage> image = TRY(open_fresh(std::move(fresh), lower));
-  flusher_.replace_image(image);
-  use(std::move(image), std::move(lower));
-  return {};
-}
-
-Result<std::shared_ptr<WritableImage>> DurableDisk::prepare(ImageFile fresh) const {
-  return open_fresh(std::move(fresh), stack_.layers.lower);
 }
 
 std::shared_ptr<WritableImage> DurableDisk::switch_to(std::shared_ptr<WritableImage> fresh,

@@ -4,8 +4,8 @@
 // allocated since the last and in one otherwise. After a crash the image is good at any moment
 // (reference/qcow2.md section 2): flushed data is there, each other sector is old or new.
 //
-// seal() freezes the image and goes on in a fresh one above it; rebase_on() throws away what was
-// written since and goes on above other layers: the disk half of snapshot and revert.
+// prepare() and switch_to() freeze the image and go on in a fresh one, above it or above other
+// layers: the disk half of snapshot and revert.
 //
 // Invariant: the image is written by this object alone; its lock says so to others.
 // Thread: as BlockBackend; calls marked "REQUIRES: drained" as Overlay's.
@@ -47,18 +47,12 @@ class DurableDisk final : public BlockBackend {
 
   // Makes the disk larger (a raw one also smaller). New sectors are zeros.
   Result<void> resize(u64 size_bytes);
-  // Flushes the image and freezes it: it becomes the uppermost of lower(), and `fresh`, an empty
-  // image of the same size, the one that is written. Fails with nothing changed.
-  Result<LayerPointer> seal(ImageFile fresh);
-  // Leaves the image as it is, not flushed, and goes on with `fresh` above `lower`. Fails with
-  // nothing changed.
-  Result<void> rebase_on(ImageFile fresh, LayerList lower);
   // From top to bottom, without the image that is written.
   const LayerList& lower() const { return lower_; }
-  // seal() and rebase_on() in steps, for who cannot have a file opened or flushed while the disk is
-  // drained: prepare() any time before, then switch_to(), which touches no file. What was written
-  // until then comes back, neither flushed nor closed; it is a layer and changes no more.
+  // Opens an empty image of the same size, for switch_to(). Any time.
   Result<std::shared_ptr<WritableImage>> prepare(ImageFile fresh) const;
+  // Goes on with `fresh` above `lower`; touches no file. What was written until then comes back,
+  // neither flushed nor closed; it is a layer and changes no more.
   std::shared_ptr<WritableImage> switch_to(std::shared_ptr<WritableImage> fresh, LayerList lower);
   // The image that is written, as a layer.
   const std::shared_ptr<WritableImage>& top() const { return stack_.top; }
@@ -70,7 +64,6 @@ class DurableDisk final : public BlockBackend {
   DurableDisk(std::shared_ptr<WritableImage> top, LayerList lower, EngineMaker make_engine,
               std::shared_ptr<Executor> executor, std::unique_ptr<IoEngine> flush_engine);
 
-  Result<std::shared_ptr<WritableImage>> open_fresh(ImageFile fresh, const LayerList& lower) const;
   void use(std::shared_ptr<WritableImage> top, LayerList lower);
   Result<void> zero_grown(u64 old_size_bytes);
 

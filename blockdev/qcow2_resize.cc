@@ -13,7 +13,7 @@ using qcow2::HostRun;
 using qcow2::Reserved;
 
 // A larger disk may need a larger L1 table. It is written behind everything else; the header then
-// says its place, its length and the size of the disk in one sector (I6).
+// says its place and its length in one sector (I6).
 Result<void> Qcow2Writer::resize(u64 size_bytes, WaitingIo& io) {
   if (condition_.load() != Condition::good) {
     return make_error(ErrorKind::failed, "the image is not written any more");
@@ -33,20 +33,34 @@ Result<void> Qcow2Writer::resize(u64 size_bytes, WaitingIo& io) {
                       "disk of {} bytes",
                       l1_count, qcow2::kMaxL1Bytes / sizeof(be64), size_bytes);
   }
-  HostRun old_l1;
-  u64 l1_offset = l1_offset_;
-  if (l1_count > tables_.l1_count()) {
-    old_l1 = {l1_offset_ >> geometry_.cluster_bits(),
-              base::divide_up(tables_.l1_count() * sizeof(be64), geometry_.cluster_bytes())};
-    l1_offset = TRY(write_larger_l1(l1_count, io));
+  if (l1_count > tables_.l1_count()) TRY(move_l1(l1_count, io));
+  base::MutexLock lock(mutex_);
+  size_bytes_ = size_bytes;
+  return tables_.resize(size_bytes, std::max(l1_count, tables_.l1_count()));
+}
+
+Result<void> Qcow2Writer::record_size(WaitingIo& io) {
+  int error = flush(io, FlushReason::background);
+  if (error == 0) {
+    const be64 wire_size = size_bytes_;
+    std::memcpy(&header_sector_[24], &wire_size, sizeof wire_size);
+    error = write_header(io);
   }
+  if (error == 0) error = barrier(io);
+  if (error != 0) return Error::from_errno(error, "resize a qcow2 image");
+  return {};
+}
+
+Result<void> Qcow2Writer::move_l1(u64 l1_count, WaitingIo& io) {
+  const HostRun old_l1{
+      l1_offset_ >> geometry_.cluster_bits(),
+      base::divide_up(tables_.l1_count() * sizeof(be64), geometry_.cluster_bytes())};
+  const u64 l1_offset = TRY(write_larger_l1(l1_count, io));
   // Makes the refcounts of the new table durable, and the table.
   int error = flush(io, FlushReason::background);
   if (error != 0) return Error::from_errno(error, "resize a qcow2 image");
-  const be64 wire_size = size_bytes;
-  const be32 wire_count = static_cast<u32>(std::max(l1_count, tables_.l1_count()));
+  const be32 wire_count = static_cast<u32>(l1_count);
   const be64 wire_offset = l1_offset;
-  std::memcpy(&header_sector_[24], &wire_size, sizeof wire_size);
   std::memcpy(&header_sector_[36], &wire_count, sizeof wire_count);
   std::memcpy(&header_sector_[40], &wire_offset, sizeof wire_offset);
   error = write_header(io);
@@ -55,10 +69,9 @@ Result<void> Qcow2Writer::resize(u64 size_bytes, WaitingIo& io) {
   base::MutexLock lock(mutex_);
   allocator_.remove_metadata(old_l1.cluster, old_l1.count);
   for (u64 i = 0; i < old_l1.count; ++i) pending_frees_.push_back(old_l1.cluster + i);
-  if (old_l1.count > 0) note_change();
+  note_change();
   l1_offset_ = l1_offset;
-  size_bytes_ = size_bytes;
-  return tables_.resize(size_bytes, std::max(l1_count, tables_.l1_count()));
+  return {};
 }
 
 // What the tables say must be in the file before their table is copied: an L1 entry leads to no

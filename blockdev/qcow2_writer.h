@@ -80,6 +80,7 @@ class Qcow2Writer final : public WritableImage {
   int flush(WaitingIo& io, FlushReason reason) override;
   FlushNeed flush_need() const override { return need_.load(std::memory_order_relaxed); }
   Result<void> resize(u64 size_bytes, WaitingIo& io) override;
+  Result<void> record_size(WaitingIo& io) override;
   Result<void> close(WaitingIo& io) override;
 
   const qcow2::Header& header() const { return header_; }
@@ -180,6 +181,7 @@ class Qcow2Writer final : public WritableImage {
   Result<void> clear_autoclear_bits();
 
   // qcow2_resize.cc
+  Result<void> move_l1(u64 l1_count, WaitingIo& io);
   Result<u64> write_larger_l1(u64 l1_count, WaitingIo& io);
 
   const base::Fd fd_;

@@ -91,7 +91,11 @@ class WritableImage : public Layer {
   enum class FlushReason : u8 { guest, background };
   virtual int flush(WaitingIo& io, FlushReason reason) = 0;
   virtual FlushNeed flush_need() const = 0;
+  // Makes room for a disk of this size. Whoever opens the file sees the size of before until
+  // record_size(), which makes durable what was written since too: first the new sectors are made
+  // what they are to be.
   virtual Result<void> resize(u64 size_bytes, WaitingIo& io) = 0;
+  virtual Result<void> record_size(WaitingIo& io) = 0;
   // After the last flush: leaves the file as others expect it.
   virtual Result<void> close(WaitingIo& io) = 0;
 };
