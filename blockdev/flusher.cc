@@ -26,27 +26,33 @@ void Flusher::submit(BlockRequest& request, FlushClient& client) {
   post();
 }
 
+// Not until this is idle: others may flush for as long as they like.
 int Flusher::flush_now() {
-  int result = -1;
+  std::optional<int> result;
   {
     base::MutexLock lock(mutex_);
     waiting_.push_back({nullptr, nullptr, &result});
     post();
   }
-  wait_until_idle();
-  return result;
+  wait_until([&]() REQUIRES_LOCK(mutex_) { return result.has_value(); });
+  return *result;
 }
 
 void Flusher::wait_until_idle() {
+  wait_until([this]() REQUIRES_LOCK(mutex_) { return !is_posted_; });
+}
+
+template <class Done>
+void Flusher::wait_until(Done is_done) {
   while (true) {
     {
       base::MutexLock lock(mutex_);
-      if (!is_posted_) return;
+      if (is_done()) return;
     }
     if (executor_->run_one()) continue;
     base::MutexLock lock(mutex_);
     // The task is another thread's: it will say when it is done.
-    while (is_posted_) changed_.wait(mutex_);
+    while (!is_done()) changed_.wait(mutex_);
   }
 }
 
@@ -102,6 +108,14 @@ void Flusher::post() {
   executor_->post([this] { run(); });
 }
 
+void Flusher::answer_waiting_threads(const std::vector<Waiting>& answered, int error) {
+  base::MutexLock lock(mutex_);
+  for (const Waiting& waiting : answered) {
+    if (waiting.result != nullptr) *waiting.result = error;
+  }
+  changed_.notify_all();
+}
+
 // Nothing of this object is touched after is_posted_ is false: its owner may destroy it then.
 void Flusher::run() {
   while (true) {
@@ -113,11 +127,9 @@ void Flusher::run() {
     const auto reason = answered.empty() ? WritableImage::FlushReason::background
                                          : WritableImage::FlushReason::guest;
     const int error = image_->flush(io_, reason);
-    // flush_now() looks when this is idle; the others may submit again from their answer.
-    for (const Waiting& waiting : answered) {
-      if (waiting.result != nullptr) *waiting.result = error;
-    }
+    answer_waiting_threads(answered, error);
     take_note();
+    // These may submit again from their answer.
     for (const Waiting& waiting : answered) {
       if (waiting.client != nullptr) waiting.client->on_flushed(*waiting.request, error);
     }

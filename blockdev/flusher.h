@@ -10,6 +10,7 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "blockdev/executor.h"
@@ -55,7 +56,7 @@ class Flusher final {
   struct Waiting {
     BlockRequest* request;  // null: flush_now()
     FlushClient* client;
-    int* result;
+    std::optional<int>* result;  // guarded by mutex_
   };
   // What a timer knows of this object, which may be gone when it fires.
   struct Link {
@@ -67,7 +68,11 @@ class Flusher final {
   void post() REQUIRES_LOCK(mutex_);
   void on_timer();
   void run();
+  void answer_waiting_threads(const std::vector<Waiting>& answered, int error);
   void wait_until_idle();
+  // `is_done` is asked with mutex_ held.
+  template <class Done>
+  void wait_until(Done is_done);
   void become_idle() REQUIRES_LOCK(mutex_);
 
   std::shared_ptr<WritableImage> image_;

@@ -20,9 +20,7 @@ u64 RefcountCache::piece_bytes() const {
 void RefcountCache::insert(u64 block, std::vector<u8> bytes) {
   CHECK(block < table_.size() && table_[block] != 0 && blocks_[block] == nullptr);
   CHECK(bytes.size() == u64{1} << cluster_bits_);
-  // The limit is in bytes of blocks of 64 KiB; many small ones may be there.
-  const u64 limit = std::max<u64>(kMaxBlocks, (kMaxBlocks << 16) >> cluster_bits_);
-  if (loaded_.size() >= limit) evict_one();
+  if ((loaded_.size() + 1) << cluster_bits_ > kMaxBytes) evict_one();
   auto loaded = std::make_unique<RefcountBlock>();
   loaded->index = block;
   loaded->bytes = std::move(bytes);

@@ -65,8 +65,7 @@ class RefcountCache final {
   void mark_dirty(RefcountBlock& block, u64 piece);
 
  private:
-  // 16 MiB, or fewer bytes where a block is smaller than 64 KiB.
-  static constexpr u64 kMaxBlocks = 256;
+  static constexpr u64 kMaxBytes = 16 * base::kMiB;
 
   void evict_one();
 
