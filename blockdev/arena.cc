@@ -17,6 +17,9 @@ namespace {
 // memory is worth.
 constexpr u64 kGiveBackSlots = 16;
 
+// New slots are touched so many at a time: a fault for each would cost more than the copy into it.
+constexpr u64 kTouchedSlots = 16;
+
 BlockStatus status_of_errno(int error_number) {
   if (error_number == 0) return BlockStatus::ok;
   return error_number == ENOSPC || error_number == EDQUOT ? BlockStatus::no_space
@@ -54,11 +57,16 @@ BlockStatus Arena::allocate(u32& slot) {
 BlockStatus Arena::make_room(u32 slot) {
   if (!is_in_memory(slot)) return spill_ ? BlockStatus::ok : start_spilling();
   const u64 segment = (slot - 1) / kSlotsPerSegment;
-  if (segment < mappings_.size()) return BlockStatus::ok;
-  Result<base::Mapping> mapping = base::Mapping::anonymous(kSegmentBytes);
-  if (!mapping) return BlockStatus::no_space;
-  segments_[segment].store(mapping->data(), std::memory_order_release);
-  mappings_.push_back(std::move(*mapping));
+  if (segment == mappings_.size()) {
+    Result<base::Mapping> mapping = base::Mapping::anonymous(kSegmentBytes);
+    if (!mapping) return BlockStatus::no_space;
+    segments_[segment].store(mapping->data(), std::memory_order_release);
+    mappings_.push_back(std::move(*mapping));
+  }
+  // Best effort: Linux has it since 5.14.
+  if ((slot - 1) % kTouchedSlots == 0) {
+    ::madvise(memory_of(slot), kTouchedSlots * kSlotBytes, MADV_POPULATE_WRITE);
+  }
   return BlockStatus::ok;
 }
 
