@@ -12,7 +12,7 @@ namespace {
 // An image chain without anything above it.
 class ReadOnlyDisk final : public BlockBackend {
  public:
-  explicit ReadOnlyDisk(LayerList layers) {
+  ReadOnlyDisk(LayerList layers, EngineMaker make_engine) : make_engine_(std::move(make_engine)) {
     stack_.size_bytes = layers.front()->size_bytes();
     stack_.lower = std::move(layers);
   }
@@ -20,7 +20,7 @@ class ReadOnlyDisk final : public BlockBackend {
   bool is_read_only() const override { return true; }
   u32 discard_granularity_bytes() const override { return kBlockBytes; }
   Result<std::unique_ptr<BlockQueue>> open_queue() override {
-    return std::unique_ptr<BlockQueue>(std::make_unique<DiskQueue>(stack_, TRY(make_io_engine())));
+    return std::unique_ptr<BlockQueue>(std::make_unique<DiskQueue>(stack_, TRY(make_engine_())));
   }
   Result<std::vector<ContentRun>> map_content(u64 offset_bytes, u64 length_bytes,
                                               u64 max_runs) const override {
@@ -32,6 +32,7 @@ class ReadOnlyDisk final : public BlockBackend {
 
  private:
   DiskStack stack_;
+  const EngineMaker make_engine_;
 };
 
 Result<std::unique_ptr<Disk>> make_disk(ImageChain chain, DiskMode mode,
@@ -40,10 +41,11 @@ Result<std::unique_ptr<Disk>> make_disk(ImageChain chain, DiskMode mode,
   disk->images = std::move(chain.images);
   disk->warnings = std::move(chain.warnings);
   if (mode == DiskMode::ro) {
-    disk->backend = std::make_unique<ReadOnlyDisk>(std::move(chain.layers));
+    disk->backend = std::make_unique<ReadOnlyDisk>(std::move(chain.layers), options.make_engine);
     return disk;
   }
-  std::unique_ptr<Overlay> overlay = TRY(Overlay::create(std::move(chain.layers), options.overlay));
+  std::unique_ptr<Overlay> overlay =
+      TRY(Overlay::create(std::move(chain.layers), options.overlay, options.make_engine));
   disk->overlay = overlay.get();
   disk->backend = std::move(overlay);
   return disk;
@@ -68,7 +70,7 @@ Result<std::unique_ptr<Disk>> open_disk(const DiskSpec& spec, const DiskOptions&
     chain.below.layers = TRY(merge_layers(std::move(chain.below.layers)));
     return make_durable_disk(std::move(chain), options);
   }
-  ImageChain chain = TRY(open_image_chain(spec));
+  ImageChain chain = TRY(open_image_chain(spec, options.locking));
   chain.layers = TRY(merge_layers(std::move(chain.layers)));
   return make_disk(std::move(chain), spec.mode, options);
 }
@@ -76,8 +78,9 @@ Result<std::unique_ptr<Disk>> open_disk(const DiskSpec& spec, const DiskOptions&
 namespace {
 
 Result<ImageChain> open_chain_with_layers(const DiskSpec& spec,
-                                          std::span<const std::string> layer_paths) {
-  ImageChain chain = TRY(open_image_chain(spec));
+                                          std::span<const std::string> layer_paths,
+                                          ImageLocking locking) {
+  ImageChain chain = TRY(open_image_chain(spec, locking));
   TRY_CONTEXT(check_layer_count(chain.layers.size() + layer_paths.size()), spec.path);
   chain.layers = TRY(merge_layers(std::move(chain.layers)));
   for (const std::string& path : layer_paths) {
@@ -98,13 +101,14 @@ Result<ImageChain> open_chain_with_layers(const DiskSpec& spec,
 Result<std::unique_ptr<Disk>> open_disk_with_layers(const DiskSpec& spec,
                                                     std::span<const std::string> layer_paths,
                                                     const DiskOptions& options) {
-  return make_disk(TRY(open_chain_with_layers(spec, layer_paths)), spec.mode, options);
+  return make_disk(TRY(open_chain_with_layers(spec, layer_paths, options.locking)), spec.mode,
+                   options);
 }
 
 Result<std::unique_ptr<Disk>> open_disk_below(const DiskSpec& spec,
                                               std::span<const std::string> layer_paths,
                                               ImageFile top, const DiskOptions& options) {
-  ImageChain chain = TRY(open_chain_with_layers(spec, layer_paths));
+  ImageChain chain = TRY(open_chain_with_layers(spec, layer_paths, ImageLocking::shared));
   chain.images.insert(chain.images.begin(), top.identity);
   return make_durable_disk({std::move(top), std::move(chain)}, options);
 }

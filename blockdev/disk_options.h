@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "blockdev/image_file.h"
 #include "blockdev/io_engine.h"
 #include "blockdev/overlay.h"
 
@@ -12,8 +13,9 @@ namespace blockdev {
 class Executor;
 
 struct DiskOptions {
-  OverlayOptions overlay;                    // mode=overlay
-  EngineMaker make_engine = make_io_engine;  // mode=persist: of all that reads or writes the image
+  OverlayOptions overlay;                        // mode=overlay
+  EngineMaker make_engine = make_io_engine;      // of all that reads or writes the disk's data
+  ImageLocking locking = ImageLocking::shared;  // not in mode=persist: of all images
   // mode=persist: where flushes run; null: on a thread of the disk's own.
   std::shared_ptr<Executor> executor = nullptr;
 };

@@ -26,7 +26,8 @@ struct Step {
 class ChainOpener final {
  public:
   enum class Top : u8 { for_reading, for_writing };
-  ChainOpener(const DiskSpec& spec, Top top) : spec_(spec), top_(top) {}
+  ChainOpener(const DiskSpec& spec, Top top, ImageLocking locking)
+      : spec_(spec), top_(top), locking_(locking) {}
 
   Result<ImageChain> open() {
     std::optional<Step> step = Step{Step::Source::user, spec_.path, spec_.format};
@@ -76,8 +77,10 @@ class ChainOpener final {
     if (chain_.images.empty() && top_ == Top::for_writing) {
       return open_image_file_for_writing(step.name, step.format);
     }
-    if (step.source == Step::Source::user) return open_image_file(step.name, step.format);
-    return open_image_file_beneath(spec_.backing_dir, step.name, step.format);
+    if (step.source == Step::Source::user) {
+      return open_image_file(step.name, step.format, locking_);
+    }
+    return open_image_file_beneath(spec_.backing_dir, step.name, step.format, locking_);
   }
 
   // An image that is to be written is read by who writes it, and here for its header only.
@@ -169,6 +172,7 @@ class ChainOpener final {
 
   const DiskSpec& spec_;
   const Top top_;
+  const ImageLocking locking_;  // of what is read
   ImageChain chain_;
   ImageFile top_file_;
   u64 size_above_ = 0;
@@ -177,12 +181,12 @@ class ChainOpener final {
 
 }  // namespace
 
-Result<ImageChain> open_image_chain(const DiskSpec& spec) {
-  return ChainOpener(spec, ChainOpener::Top::for_reading).open();
+Result<ImageChain> open_image_chain(const DiskSpec& spec, ImageLocking locking) {
+  return ChainOpener(spec, ChainOpener::Top::for_reading, locking).open();
 }
 
 Result<WritableChain> open_writable_chain(const DiskSpec& spec) {
-  ChainOpener opener(spec, ChainOpener::Top::for_writing);
+  ChainOpener opener(spec, ChainOpener::Top::for_writing, ImageLocking::shared);
   ImageChain below = TRY(opener.open());
   return WritableChain{opener.take_top(), std::move(below)};
 }

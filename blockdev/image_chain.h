@@ -25,7 +25,8 @@ struct ImageChain {
 inline constexpr u64 kMaxChainDepth = 64;
 
 // All for reading, whatever the mode.
-Result<ImageChain> open_image_chain(const DiskSpec& spec);
+Result<ImageChain> open_image_chain(const DiskSpec& spec,
+                                    ImageLocking locking = ImageLocking::shared);
 
 // The same with the uppermost image for writing: who writes it reads it too, so it is no layer here.
 struct WritableChain {

@@ -41,8 +41,16 @@ Result<struct stat> status_of(const base::Fd& fd, const std::string& path) {
   return status;
 }
 
+using LockFunction = Result<void>(const base::Fd& fd, const std::string& path);
+
+Result<void> leave_unlocked(const base::Fd&, const std::string&) { return {}; }
+
+LockFunction& lock_for_reading(ImageLocking locking) {
+  return locking == ImageLocking::shared ? lock_image_for_reading : leave_unlocked;
+}
+
 Result<ImageFile> take_file(base::Fd fd, const std::string& path, ImageFormat format, Accept accept,
-                            Result<void> (*lock)(const base::Fd&, const std::string&)) {
+                            LockFunction& lock) {
   const struct stat status = TRY(status_of(fd, path));
   const bool is_device = S_ISBLK(status.st_mode) && accept == Accept::files_and_devices;
   if (!S_ISREG(status.st_mode) && !is_device) {
@@ -58,10 +66,12 @@ Result<ImageFile> take_file(base::Fd fd, const std::string& path, ImageFormat fo
 
 }  // namespace
 
-Result<ImageFile> open_image_file(const std::string& path, ImageFormat format) {
+Result<ImageFile> open_image_file(const std::string& path, ImageFormat format,
+                                  ImageLocking locking) {
   base::Fd fd(::open(path.c_str(), kOpenFlags | O_RDONLY));
   if (!fd) return errno_error("disk \"{}\"", path);
-  return take_file(std::move(fd), path, format, Accept::files_and_devices, lock_image_for_reading);
+  return take_file(std::move(fd), path, format, Accept::files_and_devices,
+                   lock_for_reading(locking));
 }
 
 Result<ImageFile> open_image_file_for_writing(const std::string& path, ImageFormat format) {
@@ -90,7 +100,7 @@ Result<ImageIdentity> identify_image(const base::Fd& fd, const std::string& path
 }
 
 Result<ImageFile> open_image_file_beneath(const std::string& directory, const std::string& name,
-                                          ImageFormat format) {
+                                          ImageFormat format, ImageLocking locking) {
   const base::Fd root(::open(directory.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
   if (!root) return errno_error("backing-dir \"{}\"", directory);
   open_how how{};
@@ -102,7 +112,7 @@ Result<ImageFile> open_image_file_beneath(const std::string& directory, const st
         .with_hint(
             "only plain files below backing-dir are opened, and no symbolic link is followed");
   }
-  return take_file(std::move(fd), name, format, Accept::files, lock_image_for_reading);
+  return take_file(std::move(fd), name, format, Accept::files, lock_for_reading(locking));
 }
 
 }  // namespace blockdev

@@ -28,9 +28,13 @@ struct ImageFile {
   ImageIdentity identity;
 };
 
+// Whether writers are kept away meanwhile. `none`: what is read may change under its reader.
+enum class ImageLocking : u8 { shared, none };
+
 // Opens a regular file or a block device read-only and takes the reader's lock of image_lock.h.
 // Symbolic links are followed: the user named the file.
-Result<ImageFile> open_image_file(const std::string& path, ImageFormat format);
+Result<ImageFile> open_image_file(const std::string& path, ImageFormat format,
+                                  ImageLocking locking = ImageLocking::shared);
 // As above for reading and writing, with the writer's lock. The identity is that of now: it changes
 // with every write.
 Result<ImageFile> open_image_file_for_writing(const std::string& path, ImageFormat format);
@@ -41,6 +45,7 @@ Result<ImageIdentity> identify_image(const base::Fd& fd, const std::string& path
 // As above for a name found inside an image: below `directory` only, no symbolic links, regular
 // files only (openat2 with RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS).
 Result<ImageFile> open_image_file_beneath(const std::string& directory, const std::string& name,
-                                          ImageFormat format);
+                                          ImageFormat format,
+                                          ImageLocking locking = ImageLocking::shared);
 
 }  // namespace blockdev

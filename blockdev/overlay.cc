@@ -14,7 +14,8 @@ ArenaOptions arena_options(const OverlayOptions& options) {
 
 }  // namespace
 
-Result<std::unique_ptr<Overlay>> Overlay::create(LayerList lower, const OverlayOptions& options) {
+Result<std::unique_ptr<Overlay>> Overlay::create(LayerList lower, const OverlayOptions& options,
+                                                 EngineMaker make_engine) {
   CHECK(!lower.empty());
   TRY(check_layer_count(lower.size()));
   auto janitor = std::make_shared<Janitor>();
@@ -22,19 +23,23 @@ Result<std::unique_ptr<Overlay>> Overlay::create(LayerList lower, const OverlayO
       OverlayLayer::create(lower.front()->size_bytes(), arena_options(options), janitor),
       "make an overlay");
   return std::unique_ptr<Overlay>(
-      new Overlay(std::move(lower), options, std::move(janitor), std::move(active)));
+      new Overlay(std::move(lower), options, std::move(make_engine), std::move(janitor),
+                  std::move(active)));
 }
 
-Overlay::Overlay(LayerList lower, const OverlayOptions& options, std::shared_ptr<Janitor> janitor,
-                 std::shared_ptr<OverlayLayer> active)
-    : options_(options), janitor_(std::move(janitor)), active_(std::move(active)) {
+Overlay::Overlay(LayerList lower, const OverlayOptions& options, EngineMaker make_engine,
+                 std::shared_ptr<Janitor> janitor, std::shared_ptr<OverlayLayer> active)
+    : options_(options),
+      make_engine_(std::move(make_engine)),
+      janitor_(std::move(janitor)),
+      active_(std::move(active)) {
   stack_ = {lower.front()->size_bytes(), active_.get(), std::move(lower)};
 }
 
 Overlay::~Overlay() = default;
 
 Result<std::unique_ptr<BlockQueue>> Overlay::open_queue() {
-  return std::unique_ptr<BlockQueue>(std::make_unique<DiskQueue>(stack_, TRY(make_io_engine())));
+  return std::unique_ptr<BlockQueue>(std::make_unique<DiskQueue>(stack_, TRY(make_engine_())));
 }
 
 Result<std::vector<ContentRun>> Overlay::map_content(u64 offset_bytes, u64 length_bytes,

@@ -37,7 +37,8 @@ struct DiscardReport {
 class Overlay final : public BlockBackend {
  public:
   // `lower` from top to bottom, not empty. The disk is as large as lower.front().
-  static Result<std::unique_ptr<Overlay>> create(LayerList lower, const OverlayOptions& options);
+  static Result<std::unique_ptr<Overlay>> create(LayerList lower, const OverlayOptions& options,
+                                                 EngineMaker make_engine = make_io_engine);
   ~Overlay() override;
 
   u64 size_bytes() const override { return stack_.size_bytes; }
@@ -67,10 +68,11 @@ class Overlay final : public BlockBackend {
   u64 active_block_count() const { return stack_.active->block_count(); }
 
  private:
-  Overlay(LayerList lower, const OverlayOptions& options, std::shared_ptr<Janitor> janitor,
-          std::shared_ptr<OverlayLayer> active);
+  Overlay(LayerList lower, const OverlayOptions& options, EngineMaker make_engine,
+          std::shared_ptr<Janitor> janitor, std::shared_ptr<OverlayLayer> active);
 
   OverlayOptions options_;
+  const EngineMaker make_engine_;
   std::shared_ptr<Janitor> janitor_;
   std::shared_ptr<OverlayLayer> active_;
   DiskStack stack_;  // what the queues read; stack_.active is active_

@@ -27,6 +27,7 @@ const std::vector<Question>& image_questions() {
   static const std::vector<Question> all = {
       {"tmpfs", measure_images_tmpfs},
       {"cached", measure_images_cached},
+      {"direct", measure_images_direct},
       {"allocate", measure_images_allocate},
       {"chain", measure_images_chain},
       {"overlay", measure_images_overlay},

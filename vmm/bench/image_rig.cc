@@ -31,6 +31,7 @@ std::vector<std::string> common_words(const ImageWords& words) {
   std::vector<std::string> common = {"-c", fmt::format("{}", words.count),
                                      "-d", fmt::format("{}", words.depth),
                                      "-S", fmt::format("{}", words.step_bytes)};
+  if (words.cache == ImageWords::Cache::passed) common.insert(common.end(), {"-t", "none"});
   if (words.op == ImageWords::Op::write) common.insert(common.end(), {"-w", "--pattern=90"});
   return common;
 }
@@ -137,6 +138,7 @@ Result<double> ImageRig::fio_seconds(const char* engine, const std::string& mode
       TRY(run({"fio", "--name=load", fmt::format("--filename={}", raw()), "--rw=" + mode, "--bs=4k",
                fmt::format("--ioengine={}", engine), fmt::format("--iodepth={}", words.depth),
                fmt::format("--size={}", disk_bytes_),
+               fmt::format("--direct={}", words.cache == ImageWords::Cache::passed ? 1 : 0),
                fmt::format("--io_size={}", words.count * 4096), "--output-format=json"}));
   const nlohmann::json report = nlohmann::json::parse(
       output.substr(std::min(output.find('{'), output.size())), nullptr, false);

@@ -18,12 +18,14 @@ namespace bench {
 struct ImageWords {
   enum class Op : u8 { read, write };
   enum class Target : u8 { image, throw_away };  // ours alone has the latter
+  enum class Cache : u8 { used, passed };        // passed: O_DIRECT, for all of them
 
   Op op = Op::read;
   u64 count = 0;
   u64 depth = 0;
   u64 step_bytes = 4096;
   Target target = Target::image;
+  Cache cache = Cache::used;
 };
 
 // Seconds for all requests of a run.

@@ -74,9 +74,11 @@ Result<Table> measure(const Plan& plan, const ImageRig& rig, std::string name, s
 
 // Reads and overwrites of what is there.
 std::vector<Case> plain_cases(const ImageRig& rig, u64 count, double wanted_ratio,
-                              double wanted_of_fio) {
-  const ImageWords read{.count = count, .depth = kDepth};
-  const ImageWords write{.op = ImageWords::Op::write, .count = count, .depth = kDepth};
+                              double wanted_of_fio,
+                              ImageWords::Cache cache = ImageWords::Cache::used) {
+  const ImageWords read{.count = count, .depth = kDepth, .cache = cache};
+  ImageWords write = read;
+  write.op = ImageWords::Op::write;
   std::vector<Case> cases = {
       {"raw, read", rig.raw(), read, "read", wanted_ratio, wanted_of_fio},
       {"qcow2, read", rig.qcow2(), read, "read", wanted_ratio, wanted_of_fio},
@@ -107,6 +109,18 @@ Result<Table> measure_images_cached(const Plan& plan) {
       fmt::format("{} requests of 4 KiB, {} at a time, 512 MiB in the page cache of {}, s", count,
                   kDepth, directory.path()),
       plain_cases(rig, count, 1.3, 0));
+}
+
+// For information: it measures the device more than the engine.
+Result<Table> measure_images_direct(const Plan& plan) {
+  const Workspace directory = TRY(Workspace::create_on_disk());
+  const ImageRig rig = TRY(ImageRig::create(plan.workspace, directory.path(), 512 * base::kMiB));
+  const u64 count = plan.quick ? 2'000 : 20'000;
+  return measure(plan, rig, "direct",
+                 fmt::format("{} requests of 4 KiB, {} at a time, past the page cache (O_DIRECT) to "
+                             "the device of {}, s",
+                             count, kDepth, directory.path()),
+                 plain_cases(rig, count, 0, 0, ImageWords::Cache::passed));
 }
 
 Result<Table> measure_images_allocate(const Plan& plan) {

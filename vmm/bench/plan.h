@@ -40,6 +40,7 @@ Result<Table> measure_resident(const Plan& plan);
 
 Result<Table> measure_images_tmpfs(const Plan& plan);
 Result<Table> measure_images_cached(const Plan& plan);
+Result<Table> measure_images_direct(const Plan& plan);
 Result<Table> measure_images_allocate(const Plan& plan);
 Result<Table> measure_images_chain(const Plan& plan);
 Result<Table> measure_images_overlay(const Plan& plan);

@@ -4,8 +4,10 @@
 
 #include <CLI/CLI.hpp>
 #include <chrono>
+#include <map>
 #include <memory>
 
+#include "blockdev/direct_engine.h"
 #include "blockdev/disk.h"
 #include "blockdev/io_ring.h"
 #include "blockdev/sync_engine.h"
@@ -27,7 +29,7 @@ Every COUNT-th request as qemu-img bench has it, so that both can be compared. A
 through to the image (as mode=persist), or with --throw-away to a layer in memory above it.)";
 
 enum class Target : u8 { image, throw_away };
-enum class Cache : u8 { writeback, writethrough, unsafe };
+enum class Cache : u8 { writeback, writethrough, unsafe, none, directsync };
 
 struct BenchOptions {
   ImageOptions image;
@@ -38,8 +40,30 @@ struct BenchOptions {
   std::string aio;
   Cache cache = Cache::writeback;
   Target target = Target::image;
+  blockdev::ImageLocking locking = blockdev::ImageLocking::shared;
   bool is_quiet = false;
 };
+
+bool is_direct(Cache cache) { return cache == Cache::none || cache == Cache::directsync; }
+
+Result<void> check_modes(const BenchOptions& options, const BenchPlan& plan) {
+  if (options.aio == "native" && !is_direct(options.cache)) {
+    return make_error(ErrorKind::usage, "-i native goes past the page cache")
+        .with_hint("add -t none or -t directsync");
+  }
+  if (options.locking == blockdev::ImageLocking::none && plan.op == BlockOp::write &&
+      options.target == Target::image) {
+    return make_error(ErrorKind::usage, "-U is for reading: nobody writes an unlocked image")
+        .with_hint("leave out -U or -w");
+  }
+  if (!is_direct(options.cache)) return {};
+  for (const u64 bytes : {plan.request_bytes, plan.step_bytes, plan.offset_bytes}) {
+    if (bytes % blockdev::kDirectIoBytes == 0) continue;
+    return make_error(ErrorKind::usage, "{}: not a multiple of {}", bytes, blockdev::kDirectIoBytes)
+        .with_hint("-s, -S and -o go by pages past the page cache");
+  }
+  return {};
+}
 
 Result<BenchPlan> plan_of(const BenchOptions& options) {
   BenchPlan plan = options.plan;
@@ -60,18 +84,28 @@ Result<BenchPlan> plan_of(const BenchOptions& options) {
   if (plan.op != BlockOp::write && plan.flush_interval != 0) {
     return make_error(ErrorKind::usage, "--flush-interval is for write tests").with_hint("add -w");
   }
-  if (options.cache == Cache::writethrough) plan.flush_interval = 1;
+  TRY(check_modes(options, plan));
+  const bool is_write = plan.op == BlockOp::write;
+  const bool is_through =
+      options.cache == Cache::writethrough || options.cache == Cache::directsync;
+  if (is_through && is_write) plan.flush_interval = 1;
   if (options.cache == Cache::unsafe) plan.flush_interval = 0;
   return plan;
 }
 
-blockdev::EngineMaker engine_maker(const std::string& aio) {
+blockdev::EngineMaker engine_maker(const std::string& aio, Cache cache) {
+  if (is_direct(cache)) {
+    return [below = engine_maker(aio, Cache::writeback)]()
+               -> Result<std::unique_ptr<blockdev::IoEngine>> {
+      return std::unique_ptr<blockdev::IoEngine>(new blockdev::DirectEngine(TRY(below())));
+    };
+  }
   if (aio == "threads") {
     return []() -> Result<std::unique_ptr<blockdev::IoEngine>> {
       return std::unique_ptr<blockdev::IoEngine>(TRY(blockdev::SyncEngine::create()));
     };
   }
-  if (aio == "io_uring") {
+  if (aio == "io_uring" || aio == "native") {
     return []() -> Result<std::unique_ptr<blockdev::IoEngine>> {
       return std::unique_ptr<blockdev::IoEngine>(TRY(blockdev::IoRing::create()));
     };
@@ -89,7 +123,15 @@ Result<std::unique_ptr<Disk>> open_for(const BenchOptions& options) {
   }
   if (spec.mode == blockdev::DiskMode::persist) TRY(check_may_write(spec.path));
   std::unique_ptr<Disk> disk = TRY(blockdev::open_disk(
-      spec, {.overlay = {}, .make_engine = engine_maker(options.aio), .executor = {}}));
+      spec, {.overlay = {},
+             .make_engine = engine_maker(options.aio, options.cache),
+             .locking = options.locking,
+             .executor = {}}));
+  if (is_direct(options.cache)) {
+    for (const blockdev::ImageIdentity& image : disk->images) {
+      TRY(blockdev::check_direct_io(image.path));
+    }
+  }
   for (const std::string& warning : disk->warnings) warn(warning);
   return disk;
 }
@@ -120,9 +162,9 @@ Result<int> bench(const BenchOptions& options) {
   std::chrono::duration<double> took{};
   {
     const std::unique_ptr<blockdev::BlockQueue> queue = TRY(disk->backend->open_queue());
-    BenchLoad load(*queue, disk_bytes, plan);
+    const std::unique_ptr<BenchLoad> load = TRY(BenchLoad::create(*queue, disk_bytes, plan));
     const auto start = std::chrono::steady_clock::now();
-    TRY_CONTEXT(load.run(), fmt::format("\"{}\"", options.image.file));
+    TRY_CONTEXT(load->run(), fmt::format("\"{}\"", options.image.file));
     took = std::chrono::steady_clock::now() - start;
   }
   if (!options.is_quiet) put(fmt::format("Run completed in {:.3f} seconds.\n", took.count()));
@@ -131,21 +173,25 @@ Result<int> bench(const BenchOptions& options) {
 }
 
 void add_modes(CLI::App& verb, const std::shared_ptr<BenchOptions>& given) {
+  static const std::map<std::string, Cache> kCaches = {{"writeback", Cache::writeback},
+                                                       {"writethrough", Cache::writethrough},
+                                                       {"unsafe", Cache::unsafe},
+                                                       {"none", Cache::none},
+                                                       {"directsync", Cache::directsync}};
   verb.add_option_function<std::string>(
-          "-t",
-          [given](const std::string& word) {
-            given->cache = word == "writeback"      ? Cache::writeback
-                           : word == "writethrough" ? Cache::writethrough
-                                                    : Cache::unsafe;
-          },
-          "writeback (default); writethrough: a flush after each write; unsafe: no flush at all. "
-          "The "
-          "page cache is always used: there is no none and no directsync")
-      ->check(CLI::IsMember({"writeback", "writethrough", "unsafe"}));
+          "-t", [given](const std::string& word) { given->cache = kCaches.at(word); },
+          "writeback (default); writethrough: a flush after each write; unsafe: no flush at all; "
+          "none: whole pages of data go past the page cache; directsync: as none, with a flush "
+          "after each write")
+      ->check(CLI::IsMember(kCaches));
   verb.add_option("-i", given->aio,
-                  "threads: plain system calls; io_uring; default: what is right for each file. "
-                  "There is no native: it needs a file opened past the page cache")
-      ->check(CLI::IsMember({"threads", "io_uring"}));
+                  "threads: plain system calls; io_uring; native: the same, with -t none; default: "
+                  "what is right for each file")
+      ->check(CLI::IsMember({"threads", "io_uring", "native"}));
+  verb.add_flag_callback("-n", [given] { given->aio = "native"; }, "the same as -i native");
+  verb.add_flag_callback(
+      "-U,--force-share", [given] { given->locking = blockdev::ImageLocking::none; },
+      "read an image that others write; what is read may change meanwhile");
   verb.add_flag_callback(
       "--throw-away", [given] { given->target = Target::throw_away; },
       "write to a layer in memory above the image");

@@ -3,6 +3,7 @@
 #include <poll.h>
 
 #include <cerrno>
+#include <cstring>
 
 namespace image {
 
@@ -10,16 +11,24 @@ using blockdev::BlockOp;
 using blockdev::BlockRequest;
 using blockdev::BlockStatus;
 
-BenchLoad::BenchLoad(blockdev::BlockQueue& queue, u64 disk_bytes, const BenchPlan& plan)
+Result<std::unique_ptr<BenchLoad>> BenchLoad::create(blockdev::BlockQueue& queue, u64 disk_bytes,
+                                                     const BenchPlan& plan) {
+  base::Mapping memory = TRY(base::Mapping::anonymous(plan.depth * plan.request_bytes));
+  return std::unique_ptr<BenchLoad>(new BenchLoad(queue, disk_bytes, plan, std::move(memory)));
+}
+
+BenchLoad::BenchLoad(blockdev::BlockQueue& queue, u64 disk_bytes, const BenchPlan& plan,
+                     base::Mapping memory)
     : queue_(queue),
       disk_bytes_(disk_bytes),
       plan_(plan),
-      memory_(plan.depth * plan.request_bytes, plan.pattern),
+      memory_(std::move(memory)),
       buffers_(plan.depth),
       requests_(plan.depth),
       left_(plan.count),
       offset_(plan.offset_bytes),
       flushed_at_(plan.count) {
+  std::memset(memory_.data(), plan.pattern, memory_.size_bytes());
   for (u32 i = 0; i < plan.depth; ++i) {
     buffers_[i] = {memory_.data() + i * plan.request_bytes, plan.request_bytes};
     requests_[i] = {.op = plan.op,
