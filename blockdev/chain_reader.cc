@@ -12,11 +12,13 @@ Result<ChainRun> ChainReader::run_at(u64 offset, u64 length) {
   const Extent& extent = located.extent;
   ChainRun run;
   run.length_bytes = extent.length_bytes;
-  run.depth = depth_of(located.layer, offset);
+  run.depth = located.layer != nullptr ? located.depth : located.depth - 1;
   if (extent.kind == ExtentKind::computed) {
     run.kind = ChainRun::Kind::computed;
   } else if (extent.kind == ExtentKind::zero) {
-    run.kind = located.layer == nullptr ? ChainRun::Kind::absent : ChainRun::Kind::zero;
+    run.kind = located.layer != nullptr             ? ChainRun::Kind::zero
+               : located.depth == layers_.size() ? ChainRun::Kind::absent
+                                                 : ChainRun::Kind::beyond;
   } else {
     const ContentRun content = map_file(extent.fd, extent.file_offset, extent.length_bytes);
     run.kind = content.content == Content::zero ? ChainRun::Kind::hole : ChainRun::Kind::data;
@@ -24,14 +26,6 @@ Result<ChainRun> ChainReader::run_at(u64 offset, u64 length) {
     run.file_offset = extent.file_offset;
   }
   return run;
-}
-
-u64 ChainReader::depth_of(const Layer* layer, u64 offset) const {
-  for (u64 depth = 0; depth < layers_.size(); ++depth) {
-    if (layers_[depth].get() == layer) return depth;
-    if (offset >= layers_[depth]->size_bytes()) return depth - 1;
-  }
-  return layers_.size() - 1;
 }
 
 Result<void> ChainReader::read(u64 offset, std::span<u8> out) {

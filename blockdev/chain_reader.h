@@ -15,6 +15,7 @@ namespace blockdev {
 struct ChainRun {
   enum class Kind : u8 {
     absent,    // no layer has it: zeros
+    beyond,    // a layer ends before it and hides what lies below: zeros
     zero,      // a layer says zeros
     hole,      // in a file, which has a hole there: zeros
     data,      // in a file
@@ -22,7 +23,7 @@ struct ChainRun {
   };
   Kind kind = Kind::absent;
   u64 length_bytes = 0;
-  u64 depth = 0;        // of the layer that has it; `absent`: of the last one asked
+  u64 depth = 0;        // of the layer that has it; `absent`, `beyond`: of the last one asked
   u64 file_offset = 0;  // `hole`, `data`
 
   bool reads_as_zeros() const { return kind != Kind::data && kind != Kind::computed; }
@@ -42,8 +43,6 @@ class ChainReader final {
   Result<void> read(u64 offset, std::span<u8> out);
 
  private:
-  u64 depth_of(const Layer* layer, u64 offset) const;
-
   const LayerList& layers_;
   Lookup lookup_;
   ReadScratch scratch_;

@@ -9,15 +9,14 @@
 namespace blockdev {
 namespace {
 
-Result<std::shared_ptr<WritableImage>> open_writer(ImageFile file, const LayerList& lower,
+Result<std::shared_ptr<WritableImage>> open_writer(ImageFile file, Qcow2Writer::Below below,
                                                    const EngineMaker& make_engine) {
   const std::string context = fmt::format("open \"{}\" for writing", file.identity.path);
   if (file.identity.format == ImageFormat::raw) {
-    CHECK(lower.empty());
+    CHECK(below == Qcow2Writer::Below::nothing);
     return std::shared_ptr<WritableImage>(
         TRY_CONTEXT(RawWriter::create(std::move(file.fd)), context));
   }
-  const auto below = lower.empty() ? Qcow2Writer::Below::nothing : Qcow2Writer::Below::layers;
   std::unique_ptr<IoEngine> engine = TRY(make_engine());
   return std::shared_ptr<WritableImage>(
       TRY_CONTEXT(Qcow2Writer::create(std::move(file.fd), below, std::move(engine)), context));
@@ -33,13 +32,30 @@ class OneRequest final : public BlockClient {
   BlockStatus status_ = BlockStatus::ok;
 };
 
+Result<void> write_zeros(BlockQueue& queue, ByteRange range) {
+  OneRequest client;
+  BlockRequest request{.op = BlockOp::write_zeroes,
+                       .unmap = Unmap::yes,
+                       .offset_bytes = range.offset,
+                       .length_bytes = range.length,
+                       .buffers = {},
+                       .client = &client};
+  queue.submit(request);
+  queue.drain();
+  if (client.status() == BlockStatus::ok) return {};
+  return make_error(ErrorKind::failed, "the new part of the disk could not be zeroed");
+}
+
 }  // namespace
 
 Result<std::unique_ptr<DurableDisk>> DurableDisk::create(ImageFile top, LayerList lower,
                                                          const DiskOptions& options) {
   TRY(check_layer_count(lower.size() + 1));
+  const auto below = lower.empty() && options.gets_backing == GetsBacking::no
+                         ? Qcow2Writer::Below::nothing
+                         : Qcow2Writer::Below::layers;
   std::shared_ptr<WritableImage> writer =
-      TRY(open_writer(std::move(top), lower, options.make_engine));
+      TRY(open_writer(std::move(top), below, options.make_engine));
   std::unique_ptr<IoEngine> flush_engine = TRY(options.make_engine());
   std::shared_ptr<Executor> executor =
       options.executor != nullptr ? options.executor : std::make_shared<ThreadExecutor>();
@@ -112,29 +128,34 @@ Result<void> DurableDisk::resize(u64 size_bytes) {
   return result;
 }
 
-// A layer below may be longer than the disk was: what it has there is not the disk's.
+// What lies behind the end is not the disk's: a layer below may be longer, and an image that was once
+// made smaller keeps what its last cluster had, or more if a crash came in between.
 Result<void> DurableDisk::zero_grown(u64 old_size_bytes) {
-  u64 end = 0;
-  for (const LayerPointer& layer : lower_) end = std::max(end, layer->size_bytes());
-  end = std::min(end, stack_.layers.size_bytes);
-  if (end <= old_size_bytes) return {};
+  const u64 size = stack_.layers.size_bytes;
+  u64 lower_end = 0;
+  for (const LayerPointer& layer : lower_) lower_end = std::max(lower_end, layer->size_bytes());
   const std::unique_ptr<BlockQueue> queue = TRY(open_queue());
-  OneRequest client;
-  BlockRequest request{.op = BlockOp::write_zeroes,
-                       .unmap = Unmap::yes,
-                       .offset_bytes = old_size_bytes,
-                       .length_bytes = end - old_size_bytes,
-                       .buffers = {},
-                       .client = &client};
-  queue->submit(request);
-  queue->drain();
-  if (client.status() == BlockStatus::ok) return {};
-  return make_error(ErrorKind::failed, "the new part of the disk could not be zeroed");
+  for (u64 at = old_size_bytes; at < size;) {
+    u64 length = size - at;
+    bool is_zero = false;
+    if (at < lower_end) {
+      length = std::min(length, lower_end - at);
+    } else if (stack_.top->may_keep_what_is_behind()) {
+      const Extent extent = TRY(stack_.top->map(at, length));
+      length = extent.length_bytes;
+      is_zero = extent.kind == ExtentKind::below || extent.kind == ExtentKind::zero;
+    } else {
+      is_zero = true;
+    }
+    if (!is_zero) TRY(write_zeros(*queue, {at, length}));
+    at += length;
+  }
+  return {};
 }
 
 Result<std::shared_ptr<WritableImage>> DurableDisk::prepare(ImageFile fresh) const {
   std::shared_ptr<WritableImage> image =
-      TRY(open_writer(std::move(fresh), stack_.layers.lower, make_engine_));
+      TRY(open_writer(std::move(fresh), Qcow2Writer::Below::layers, make_engine_));
   if (image->size_bytes() != stack_.layers.size_bytes) {
     return make_error(ErrorKind::corrupt, "a fresh layer of {} bytes for a disk of {}",
                       image->size_bytes(), stack_.layers.size_bytes);

@@ -157,7 +157,7 @@ class ChainOpener final {
 
   Result<void> check_not_seen(const ImageIdentity& identity, const std::string& name) const {
     for (const ImageIdentity& seen : chain_.images) {
-      if (seen.device != identity.device || seen.inode != identity.inode) continue;
+      if (!seen.is_same_file(identity)) continue;
       return make_error(ErrorKind::corrupt,
                         "disk \"{}\": the chain is a loop: \"{}\" is in it twice", spec_.path,
                         name);

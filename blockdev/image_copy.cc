@@ -39,6 +39,7 @@ class Copier final {
  private:
   bool is_shared(const ChainRun& run) const {
     if (run.kind == ChainRun::Kind::absent) return job_.absent == Absent::stays_below;
+    if (run.kind == ChainRun::Kind::beyond) return false;
     return run.depth >= job_.shared_from || run.depth < job_.own_layers;
   }
   // Of how many bytes from `offset` on nothing has to be put: none, whole pieces, or all.

@@ -21,6 +21,9 @@ struct ImageIdentity {
   u64 size_bytes = 0;  // of the file, not of the disk in it
   i64 mtime_ns = 0;    // 0 for a device
   bool operator==(const ImageIdentity&) const = default;
+  bool is_same_file(const ImageIdentity& other) const {
+    return device == other.device && inode == other.inode;
+  }
 };
 
 struct ImageFile {

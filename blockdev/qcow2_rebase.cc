@@ -1,6 +1,7 @@
 #include "blockdev/qcow2_rebase.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,6 +9,8 @@
 #include <cstring>
 #include <vector>
 
+#include "blockdev/block_backend.h"
+#include "blockdev/io_transfer.h"
 #include "blockdev/qcow2_header.h"
 #include "blockdev/qcow2_header_writer.h"
 #include "blockdev/qcow2_map.h"
@@ -17,8 +20,6 @@
 
 namespace blockdev::qcow2 {
 namespace {
-
-constexpr u64 kSectorOfHeader = 512;
 
 struct FirstCluster {
   Header header;
@@ -71,8 +72,7 @@ Result<void> punch_free_clusters(const base::Fd& fd, u64 end) {
     const auto length = static_cast<off_t>((cluster - first_free) << wire.cluster_bits);
     first_free = cluster + 1;
     if (length == 0) continue;
-    constexpr int kMode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-    if (::fallocate(fd.get(), kMode, offset, length) == 0) continue;
+    if (::fallocate(fd.get(), kPunchMode, offset, length) == 0) continue;
     if (errno == EOPNOTSUPP) return {};
     return errno_error("punch a hole");
   }
@@ -84,7 +84,10 @@ Result<void> free_unused(const base::Fd& fd) {
   const RepairReport report = TRY(repair_image(fd, RepairScope::leaks));
   const u64 end = report.after.image_end_offset;
   const u64 file_bytes = TRY(base::file_size(fd));
-  if (end < file_bytes && ::ftruncate(fd.get(), static_cast<off_t>(end)) != 0) {
+  struct stat status {};
+  if (::fstat(fd.get(), &status) != 0) return errno_error("stat an image");
+  const bool is_too_long = S_ISREG(status.st_mode) && end < file_bytes;  // a device stays as it is
+  if (is_too_long && ::ftruncate(fd.get(), static_cast<off_t>(end)) != 0) {
     return errno_error("make the file shorter");
   }
   TRY(punch_free_clusters(fd, std::min(end, file_bytes)));
@@ -143,22 +146,18 @@ u64 free_place(const FirstCluster& first, u64 new_area_end, u64 old_area_end, u6
   return 0;
 }
 
-}  // namespace
-
-namespace {
-
 // Header and extensions without the name.
-struct Area {
+struct HeaderArea {
   std::vector<u8> bytes;
   bool is_one_write = false;  // nothing behind its first sector changes
 };
 
-Result<Area> compose_area(const FirstCluster& first, HeaderParts parts) {
+Result<HeaderArea> compose_area(const FirstCluster& first, HeaderParts parts) {
   const u64 name_bytes = parts.backing_name.size();
-  Area area;
+  HeaderArea area;
   area.bytes = TRY(compose_header(std::move(parts)));
   area.bytes.resize(area.bytes.size() - name_bytes);
-  const u64 sector = std::min<u64>(kSectorOfHeader, area.bytes.size());
+  const u64 sector = std::min<u64>(kSectorBytes, area.bytes.size());
   area.is_one_write =
       std::equal(area.bytes.begin() + static_cast<std::ptrdiff_t>(sector), area.bytes.end(),
                  first.bytes.begin() + static_cast<std::ptrdiff_t>(sector));
@@ -180,7 +179,7 @@ Result<void> set_backing_file(const base::Fd& fd, const std::string& name,
                               const std::string& format) {
   const FirstCluster first = TRY(read_first(fd));
   HeaderParts parts = parts_with(first, name, format);
-  Area area = TRY(compose_area(first, parts));
+  HeaderArea area = TRY(compose_area(first, parts));
   if (!area.is_one_write) {
     // The extensions would move. The table of names is for people: without it they need not, or
     // end in the first sector.
@@ -195,7 +194,7 @@ Result<void> set_backing_file(const base::Fd& fd, const std::string& name,
   const u64 place =
       name.empty() ? 0 : free_place(first, area.bytes.size(), old_area_bytes, name.size());
   const bool has_place = name.empty() || place != 0;
-  if (!area.is_one_write || !has_place || first.bytes.size() <= kSectorOfHeader) {
+  if (!area.is_one_write || !has_place || first.bytes.size() <= kSectorBytes) {
     return write_all_at_once(fd, first, parts);
   }
   const std::span<const u8> name_bytes(reinterpret_cast<const u8*>(name.data()), name.size());
@@ -203,7 +202,7 @@ Result<void> set_backing_file(const base::Fd& fd, const std::string& name,
   const be64 offset = place;
   std::memcpy(area.bytes.data() + offsetof(WireHeader, backing_file_offset), &offset,
               sizeof offset);
-  const u64 sector = std::min<u64>(kSectorOfHeader, area.bytes.size());
+  const u64 sector = std::min<u64>(kSectorBytes, area.bytes.size());
   return write_synced(fd, std::span(area.bytes).first(sector), 0);
 }
 

@@ -1,9 +1,9 @@
 // Changes to a closed qcow2 image that its header and its tables of references are enough for:
 // another backing file, no content of its own any more, a smaller disk.
 //
-// Each is one write of one sector that decides; what comes before it changes nothing that counts,
-// what comes after it only frees. After a crash the image is the old or the new one, with leaks at
-// most.
+// What decides is one write of one sector; what comes before it changes nothing that counts, what
+// comes after it only frees. After a crash the image is the old or the new one, with leaks at most.
+// The exceptions stand below.
 //
 // Thread: any. REQUIRES: nobody else reads or writes the image.
 
@@ -27,6 +27,7 @@ Result<void> set_backing_file(const base::Fd& fd, const std::string& name,
 Result<void> set_backing_name(const base::Fd& fd, const std::string& name);
 
 // Forgets all content: the disk reads as its backing file. Space goes back to the host.
+// REQUIRES: the backing file holds the same; a crash leaves some of it there and some not.
 Result<void> empty_image(const base::Fd& fd);
 
 // REQUIRES: not larger than it is, whole sectors, not 0.

@@ -81,6 +81,7 @@ class Qcow2Writer final : public WritableImage {
   FlushNeed flush_need() const override { return need_.load(std::memory_order_relaxed); }
   Result<void> resize(u64 size_bytes, WaitingIo& io) override;
   Result<void> record_size(WaitingIo& io) override;
+  bool may_keep_what_is_behind() const override { return true; }
   Result<void> close(WaitingIo& io) override;
 
   const qcow2::Header& header() const { return header_; }
@@ -204,6 +205,7 @@ class Qcow2Writer final : public WritableImage {
   std::vector<WriteTicket*> in_flight_ GUARDED_BY(mutex_);
   std::vector<std::shared_ptr<Waker>> waiters_ GUARDED_BY(mutex_);
   // The errno of a flush that failed, for the next write that can only wait for one that does not.
+  bool is_flush_waited_for_ GUARDED_BY(mutex_) = false;  // by a write
   int refusal_ GUARDED_BY(mutex_) = 0;
   std::vector<u64> pending_frees_ GUARDED_BY(mutex_);  // clusters to lower by one
   std::array<u8, 512> header_sector_;                  // the flush's

@@ -29,6 +29,7 @@ class RawWriter final : public WritableImage {
   int flush(WaitingIo& io, FlushReason reason) override;
   FlushNeed flush_need() const override { return FlushNeed::none; }
   Result<void> resize(u64 size_bytes, WaitingIo& io) override;
+  bool may_keep_what_is_behind() const override { return false; }
   Result<void> record_size(WaitingIo&) override { return {}; }  // the file's size is the disk's
   Result<void> close(WaitingIo&) override { return {}; }
 

@@ -96,6 +96,8 @@ class WritableImage : public Layer {
   // what they are to be.
   virtual Result<void> resize(u64 size_bytes, WaitingIo& io) = 0;
   virtual Result<void> record_size(WaitingIo& io) = 0;
+  // Whether the file may hold something behind the end of the disk, and show it when the disk grows.
+  virtual bool may_keep_what_is_behind() const = 0;
   // After the last flush: leaves the file as others expect it.
   virtual Result<void> close(WaitingIo& io) = 0;
 };

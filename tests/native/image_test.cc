@@ -490,6 +490,7 @@ TEST_F(Image, ResizeDoesWhatQemuDoes) {
   EXPECT_EQ(std::filesystem::file_size("a.raw"), 3u << 20);
   expect_refused({"resize", "-f", "raw", "a.raw", "1M"}, "--shrink");
   expect_refused({"resize", "-f", "raw", "--shrink", "a.raw", "-3M"}, "-3M");
+  expect_refused({"resize", "-f", "raw", "--shrink", "a.raw", "+16777215T"}, "16777215T");
   expect_refused({"resize", "-f", "raw", "a.raw", "4000001"}, "512");
   expect_refused({"resize", "a.raw", "4M"}, "never guessed");
   expect_refused({"resize", "-f", "raw", "--preallocation=full", "a.raw", "4M"}, "--preallocation");
@@ -529,6 +530,52 @@ TEST_F(Image, RebaseKeepsWhatTheDiskReadsAs) {
       EXPECT_EQ(hash_of("a.raw"), hash_of("expected.raw"));
     }
   }
+}
+
+// What a disk without a backing file does not have is zero, whatever is put below it.
+TEST_F(Image, RebaseOntoAFirstBackingFileKeepsZeros) {
+  shell("head -c 4M /dev/urandom >base.raw");
+  for (const char* kind : {"compat=1.1", "cluster_size=512", "cluster_size=16k,extended_l2=on"}) {
+    SCOPED_TRACE(kind);
+    shell(std::string("qemu-img create -q -f qcow2 -o ") + kind + " a.qcow2 4M");
+    shell("qemu-io -f qcow2 -c 'write -q -P 7 1M 300k' a.qcow2");
+    shell("qemu-img convert -f qcow2 -O raw a.qcow2 expected.raw");
+    image_ok({"rebase", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "a.qcow2"});
+    shell("qemu-img check -q -f qcow2 a.qcow2");
+    shell("qemu-img convert -f qcow2 -O raw a.qcow2 a.raw && cmp a.raw expected.raw");
+  }
+  shell("qemu-img create -q -f qcow2 -o compat=0.10 old.qcow2 4M");
+  expect_refused({"rebase", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "old.qcow2"}, "version 2");
+}
+
+// What QEMU leaves behind the end of a disk that it makes smaller, and what we do.
+TEST_F(Image, DiskThatWasSmallerGrowsByZeros) {
+  for (const char* kind : {"compat=1.1", "compat=0.10", "cluster_size=16k,extended_l2=on"}) {
+    for (const bool by_qemu : {false, true}) {
+      SCOPED_TRACE(kind);
+      shell(std::string("qemu-img create -q -f qcow2 -o ") + kind + " a.qcow2 4M");
+      shell("qemu-io -f qcow2 -c 'write -q -P 7 0 4M' a.qcow2");
+      if (by_qemu) {
+        shell("qemu-img resize -q -f qcow2 --shrink a.qcow2 1049088");
+      } else {
+        image_ok({"resize", "-f", "qcow2", "--shrink", "a.qcow2", "1049088"});
+      }
+      image_ok({"resize", "-f", "qcow2", "a.qcow2", "3M"});
+      shell("qemu-img check -q -f qcow2 a.qcow2");
+      shell("qemu-io -f qcow2 -r -c 'read -q -P 7 0 1049088' -c 'read -q -P 0 1049088 2096640' a.qcow2");
+    }
+  }
+}
+
+// Where an image in between is short, the disk reads zeros, and does so afterwards.
+TEST_F(Image, CommitOverAShorterImageKeepsItsZeros) {
+  shell("head -c 4M /dev/urandom >base.raw");
+  shell("qemu-img create -q -f qcow2 -b base.raw -F raw mid.qcow2 1M");
+  shell("qemu-img create -q -f qcow2 -b mid.qcow2 -F qcow2 top.qcow2 4M");
+  shell("qemu-io -f qcow2 -c 'write -q -P 7 2M 64k' top.qcow2");
+  shell("qemu-img convert -f qcow2 -O raw top.qcow2 expected.raw");
+  image_ok({"commit", "-f", "qcow2", "--backing-dir", ".", "-b", "base.raw", "top.qcow2"});
+  shell("cmp base.raw expected.raw");
 }
 
 TEST_F(Image, RebaseOfTheNameAloneIsWhatQemuMakesOfIt) {

@@ -42,7 +42,9 @@ Result<u64> wanted_size(const std::string& text, u64 old_bytes) {
     if (is_less && number >= old_bytes) {
       return make_error(ErrorKind::usage, "size {}: the disk has {} bytes", text, old_bytes);
     }
-    bytes = is_less ? old_bytes - number : old_bytes + number;
+    bytes = is_less                             ? old_bytes - number
+            : number <= blockdev::kMaxDiskBytes ? old_bytes + number
+                                                : number;  // refused below
   }
   if (bytes == 0 || !base::is_aligned(bytes, blockdev::kSectorBytes) ||
       bytes > blockdev::kMaxDiskBytes) {
@@ -80,7 +82,9 @@ Result<ImageChain> open_backing_chain(const ImageOptions& image, const std::stri
 // What the disk shows from its old chain, and would not from the new one, is written into it.
 Result<void> keep_content(const DiskSpec& spec, const LayerList& fresh,
                           const blockdev::Progress& progress) {
-  const std::unique_ptr<Disk> disk = TRY(open_to_write(spec));
+  blockdev::DiskOptions options;
+  if (!fresh.empty()) options.gets_backing = blockdev::GetsBacking::yes;
+  const std::unique_ptr<Disk> disk = TRY(open_to_write(spec, options));
   blockdev::DurableDisk& durable = *disk->durable;
   // Without what the image has itself: that stays what it is.
   const u64 bytes = durable.size_bytes();
@@ -101,10 +105,6 @@ Result<void> keep_content(const DiskSpec& spec, const LayerList& fresh,
 }
 
 // --- commit ---
-
-bool is_same(const ImageIdentity& a, const ImageIdentity& b) {
-  return a.device == b.device && a.inode == b.inode;
-}
 
 // Which image of the chain is committed into.
 Result<u64> target_depth(const CommitOptions& options, const DiskSpec& spec,
@@ -135,7 +135,7 @@ Result<Upper> open_upper(const std::vector<ImageIdentity>& images, u64 depth) {
     // The uppermost is emptied afterwards.
     ImageFile file = i == 0 ? TRY(open_file_to_write(images[i].path, images[i].format))
                             : TRY(blockdev::open_image_file(images[i].path, images[i].format));
-    if (!is_same(file.identity, images[i])) {
+    if (!file.identity.is_same_file(images[i])) {
       return make_error(ErrorKind::failed, "\"{}\" was replaced meanwhile", images[i].path);
     }
     upper.layers.push_back(TRY(single_layer(file)));

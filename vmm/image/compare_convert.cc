@@ -48,7 +48,7 @@ Result<Below> open_below(const ConvertOptions& options, const ImageChain& source
   const blockdev::ImageFile file = TRY_CONTEXT(blockdev::open_image_file(path, spec.format), "-B");
   for (u64 depth = 1; depth < source.images.size(); ++depth) {
     const blockdev::ImageIdentity& other = source.images[depth];
-    if (other.device != file.identity.device || other.inode != file.identity.inode) continue;
+    if (!other.is_same_file(file.identity)) continue;
     if (other.format != spec.format) break;
     below.shared_from = depth;
     below.layers.assign(source.layers.begin() + static_cast<std::ptrdiff_t>(depth),

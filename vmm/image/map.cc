@@ -49,9 +49,11 @@ class Mapper final {
   Result<void> add_run(u64 offset, const ChainRun& run) {
     const bool is_qcow2 = chain_.images[run.depth].format == ImageFormat::qcow2;
     Part part{.start = offset, .length = run.length_bytes, .depth = run.depth, .file_offset = {}};
-    part.is_present = run.kind != ChainRun::Kind::absent;
+    part.is_present =
+        run.kind != ChainRun::Kind::absent && run.kind != ChainRun::Kind::beyond;
     switch (run.kind) {
       case ChainRun::Kind::absent:
+      case ChainRun::Kind::beyond:
       case ChainRun::Kind::zero:
         part.is_zero = true;
         if (is_qcow2) return add_zeros(part);

@@ -91,10 +91,11 @@ Result<blockdev::ImageFile> open_file_to_write(const std::string& path, ImageFor
   return file;
 }
 
-Result<std::unique_ptr<blockdev::Disk>> open_to_write(DiskSpec spec) {
+Result<std::unique_ptr<blockdev::Disk>> open_to_write(DiskSpec spec,
+                                                      const blockdev::DiskOptions& options) {
   TRY(check_may_write(spec.path));
   spec.mode = blockdev::DiskMode::persist;
-  Result<std::unique_ptr<blockdev::Disk>> disk = blockdev::open_disk(spec, {});
+  Result<std::unique_ptr<blockdev::Disk>> disk = blockdev::open_disk(spec, options);
   if (!disk) return with_backing_hint(std::move(disk).error());
   TRY(check_may_write(spec.path));
   for (const std::string& text : (*disk)->warnings) warn(text);

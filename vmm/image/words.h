@@ -40,7 +40,8 @@ Result<blockdev::ImageFile> open_file_to_write(const std::string& path,
                                                blockdev::ImageFormat format);
 
 // The disk of an image for writing through to it, on the same terms.
-Result<std::unique_ptr<blockdev::Disk>> open_to_write(blockdev::DiskSpec spec);
+Result<std::unique_ptr<blockdev::Disk>> open_to_write(blockdev::DiskSpec spec,
+                                                      const blockdev::DiskOptions& options = {});
 
 // The size of the disk in an image; what lies below it is not looked at.
 Result<u64> disk_bytes_of(const blockdev::ImageFile& file);
