@@ -20,12 +20,6 @@ constexpr u64 kGiveBackSlots = 16;
 // New slots are touched so many at a time: a fault for each would cost more than the copy into it.
 constexpr u64 kTouchedSlots = 16;
 
-BlockStatus status_of_errno(int error_number) {
-  if (error_number == 0) return BlockStatus::ok;
-  return error_number == ENOSPC || error_number == EDQUOT ? BlockStatus::no_space
-                                                          : BlockStatus::io_error;
-}
-
 }  // namespace
 
 Arena::Arena(const ArenaOptions& options, std::shared_ptr<Janitor> janitor)

@@ -16,6 +16,7 @@
 #include <sys/uio.h>
 
 #include <memory>
+#include <cerrno>
 #include <span>
 #include <string>
 #include <vector>
@@ -39,6 +40,12 @@ enum class BlockStatus : u8 {
   read_only,  // a write to a disk opened read-only
   not_begun,  // a flush that drain() found waiting (flush_gate.h): to be submitted again later
 };
+
+inline BlockStatus status_of_errno(int error_number) {
+  if (error_number == 0) return BlockStatus::ok;
+  const bool is_full = error_number == ENOSPC || error_number == EDQUOT;
+  return is_full ? BlockStatus::no_space : BlockStatus::io_error;
+}
 
 // Whether write_zeroes may give the space back to the host.
 enum class Unmap : u8 { no, yes };

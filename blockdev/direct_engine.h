@@ -2,7 +2,7 @@
 //
 // Each file is opened once more, with O_DIRECT. What is whole pages, in memory and in the file, goes
 // there; all else goes to the file as the caller has it: tables of metadata, parts of pages, syncs.
-// The kernel keeps the two in step by the page, and no page is ever gone to both ways.
+// The kernel keeps the two in step by the page.
 //
 // Invariant: the number of a descriptor stands for one file as long as the engine lives.
 // Thread: as IoEngine.

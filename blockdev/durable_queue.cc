@@ -64,11 +64,14 @@ class DurableQueue::Mailbox final : public Waker, public FlushClient {
   }
 
   bool has_mail() const { return has_mail_.load(std::memory_order_acquire); }
-  std::vector<Flushed> take() {
+  // Both vectors keep their memory.
+  const std::vector<Flushed>& take() {
+    taken_.clear();
     base::MutexLock lock(mutex_);
     has_mail_.store(false);
     event_.take();
-    return std::exchange(flushed_, {});
+    taken_.swap(flushed_);
+    return taken_;
   }
   int fd() const { return event_.fd().get(); }  // readable while there is mail
 
@@ -77,6 +80,7 @@ class DurableQueue::Mailbox final : public Waker, public FlushClient {
   std::atomic<bool> has_mail_{false};
   base::Mutex mutex_;
   std::vector<Flushed> flushed_ GUARDED_BY(mutex_);
+  std::vector<Flushed> taken_;  // the queue's thread alone
 };
 
 Result<std::unique_ptr<DurableQueue>> DurableQueue::create(const DurableStack& stack,
@@ -338,8 +342,7 @@ BlockStatus DurableQueue::status_of(int error_number, u64 offset) {
     base::log(base::LogLevel::error, "disk: write at {:#x} failed: {}", offset,
               Error::from_errno(error_number, "image file").message());
   }
-  const bool is_full = error_number == ENOSPC || error_number == EDQUOT;
-  return is_full ? BlockStatus::no_space : BlockStatus::io_error;
+  return status_of_errno(error_number);
 }
 
 void DurableQueue::finish_if_done(u32 index) {

@@ -16,6 +16,9 @@ namespace {
 constexpr u64 kFillBytes = 32 * base::kMiB;
 constexpr u64 kFillExtents = 1024;
 
+// Of an index: a disk of 1 TiB. A guest may fill it by reading one sector here and there.
+constexpr u64 kMaxIndexBytes = 128 * base::kMiB;
+
 // An entry: two bits of kind, 54 bits of the offset in the file in sectors, 8 bits of depth.
 enum class EntryKind : u64 { unknown, zero, file, walk };
 constexpr u64 kDepthShift = 56;
@@ -39,7 +42,7 @@ u64 compose(EntryKind kind, u64 depth, u64 file_offset = 0) {
 Result<LayerPointer> MergedLayer::create(LayerList layers) {
   CHECK(layers.size() >= 2 && layers.size() <= kMaxLayerCount);
   const u64 size = layers.front()->size_bytes();
-  const u64 index_bytes = base::divide_up(size, kRegionBytes) * sizeof(Entry);
+  const u64 index_bytes = MergedLayer::index_bytes(size);
   void* const index = ::mmap(nullptr, index_bytes, PROT_READ | PROT_WRITE,
                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (index == MAP_FAILED) return errno_error("index of {} images", layers.size());
@@ -110,19 +113,21 @@ void MergedLayer::fill(u64 offset) const {
   Lookup lookup(layers_);
   u64 extents_left = kFillExtents;
   for (u64 at = begin; at < end && (at == begin || extents_left > 0); at += kRegionBytes) {
-    const u64 entry = make_entry(lookup, at, extents_left);
+    const u64 entry = make_entry(lookup, at, end, extents_left);
     index_[at / kRegionBytes].store(entry, std::memory_order_release);
   }
 }
 
-u64 MergedLayer::make_entry(Lookup& lookup, u64 offset, u64& extents_left) const {
+// Asks as far as `limit`: what a layer lacks there it is not asked for again.
+u64 MergedLayer::make_entry(Lookup& lookup, u64 offset, u64 limit, u64& extents_left) const {
   const u64 end = std::min(offset + kRegionBytes, size_bytes_);
   u64 least_depth = layers_.size() - 1;
   for (u64 at = offset; at < end;) {
-    const Result<LocatedExtent> located = lookup.at(at, end - at);
+    Result<LocatedExtent> located = lookup.at(at, limit - at);
     if (!located) return compose(EntryKind::walk, 0);
     if (extents_left > 0) --extents_left;
-    const Extent& extent = located->extent;
+    Extent& extent = located->extent;
+    extent.length_bytes = std::min(extent.length_bytes, end - at);
     if (at == offset && extent.length_bytes == end - at) {
       if (extent.kind == ExtentKind::zero) return compose(EntryKind::zero, 0);
       if (extent.kind == ExtentKind::file) return file_entry(*located);
@@ -168,6 +173,7 @@ Result<void> MergedLayer::read_computed(u64 offset, u64 length, IovecCursor& to,
 
 Result<LayerList> merge_layers(LayerList layers) {
   if (layers.size() < 2) return layers;
+  if (MergedLayer::index_bytes(layers.front()->size_bytes()) > kMaxIndexBytes) return layers;
   return LayerList{TRY(MergedLayer::create(std::move(layers)))};
 }
 

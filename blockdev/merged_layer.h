@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "blockdev/layer.h"
+#include "vmm/base/ranges.h"
 
 namespace blockdev {
 
@@ -27,6 +28,10 @@ class MergedLayer final : public Layer {
   // Fails when the host has no address space left.
   static Result<LayerPointer> create(LayerList layers);
   ~MergedLayer() override;
+
+  static u64 index_bytes(u64 disk_bytes) {
+    return base::divide_up(disk_bytes, kRegionBytes) * sizeof(Entry);
+  }
 
   u64 size_bytes() const override { return size_bytes_; }
   Result<Extent> map(u64 offset, u64 length) const override;
@@ -43,7 +48,7 @@ class MergedLayer final : public Layer {
   Extent extent_of(u64 entry, u64 offset) const;
   u64 entry_at(u64 offset) const;
   void fill(u64 offset) const;
-  u64 make_entry(Lookup& lookup, u64 offset, u64& extents_left) const;
+  u64 make_entry(Lookup& lookup, u64 offset, u64 limit, u64& extents_left) const;
   u64 file_entry(const LocatedExtent& located) const;
   Result<LocatedExtent> walk(u64 entry, u64 offset, u64 length) const;
 
@@ -54,7 +59,7 @@ class MergedLayer final : public Layer {
   mutable std::array<std::atomic<int>, kMaxLayerCount> fds_;  // of files that the index names
 };
 
-// `layers` as one where that is of use.
+// `layers` as one where that is of use, and its index not too large.
 Result<LayerList> merge_layers(LayerList layers);
 
 }  // namespace blockdev

@@ -6,9 +6,8 @@
 //     barrier, only if there were any
 //   second  entries of L2 tables and of the L1 table                                         (I1)
 //     barrier B: whoever waits is told
-//   then    refcounts of what is not referred to any more go down, its bytes are punched, and it
-//   may
-//           be used again                                                                (I4, I5)
+//   then    what is not referred to any more is punched, its refcounts go down, and it may be
+//           used again                                                                   (I4, I5)
 //
 // The refcounts that go down reach the file with the first batch of the next flush: harmless there,
 // as nothing durable refers to those clusters any more.
@@ -63,7 +62,7 @@ int Qcow2Writer::flush(WaitingIo& io, FlushReason reason) {
   const Condition condition = condition_.load();
   if (condition == Condition::corrupt) return mark_corrupt(io);
   if (condition == Condition::failed) {
-    need_.store(FlushNeed::some_time, std::memory_order_relaxed);
+    need_.store(FlushNeed::none, std::memory_order_relaxed);
     wake_waiters();  // whose writes fail now
     return EIO;
   }
@@ -81,7 +80,7 @@ int Qcow2Writer::flush(WaitingIo& io, FlushReason reason) {
     } else {
       take_back(plan);
     }
-    refusal_ = waiters_.empty() ? 0 : error;
+    refusal_ = std::exchange(is_flush_waited_for_, false) ? error : 0;
   }
   if (error == 0) free_clusters(plan.frees, io);
   if (condition_.load() == Condition::corrupt) mark_corrupt(io);
@@ -114,7 +113,8 @@ std::vector<u64> Qcow2Writer::take_linked(LinkWhich which) {
   std::vector<u64> left;
   for (const u64 index : refcounts_.new_blocks()) {
     RefcountBlock& block = refcounts_.block(index);
-    const bool is_taken = which == LinkWhich::all || block.is_needed;
+    // Dirty: a flush that failed had taken it; what is written must be led to.
+    const bool is_taken = which == LinkWhich::all || block.is_needed || block.is_dirty;
     (is_taken ? linked : left).push_back(index);
     if (is_taken) refcounts_.mark_dirty(block, 0);  // so that it is written
   }
@@ -366,6 +366,9 @@ Result<void> Qcow2Writer::close(WaitingIo& io) {
   while (flush_need() != FlushNeed::none) {
     const int error = flush(io, FlushReason::background);
     if (error != 0) return Error::from_errno(error, "close a qcow2 image");
+  }
+  if (condition_.load() == Condition::failed) {
+    return Error::from_errno(EIO, "close a qcow2 image that could not be flushed");
   }
   return {};
 }

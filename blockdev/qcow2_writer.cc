@@ -236,10 +236,9 @@ Qcow2Writer::Attempt Qcow2Writer::wait_for_other(Waker& waker) {
 // good nothing could be drained else.
 Qcow2Writer::Attempt Qcow2Writer::wait_for_flush(Waker& waker) {
   if (const int error = std::exchange(refusal_, 0); error != 0) {
-    const bool is_full = error == ENOSPC || error == EDQUOT;
-    return {.step = {.kind = StepKind::fail,
-                     .status = is_full ? BlockStatus::no_space : BlockStatus::io_error}};
+    return {.step = {.kind = StepKind::fail, .status = status_of_errno(error)}};
   }
+  is_flush_waited_for_ = true;
   need_.store(FlushNeed::now, std::memory_order_relaxed);
   return wait_for_other(waker);
 }
