@@ -84,9 +84,18 @@ class Persist : public NativeTest {
     return read_file(home_.file("raw.out"));
   }
   static void expect_pattern(const std::string& content, u64 first, u64 count, u64 seed) {
-    EXPECT_EQ(
-        content.compare(first * kSectorBytes, count * kSectorBytes, pattern(first, count, seed)), 0)
-        << "sector " << first << " on, seed " << seed;
+    const std::string expected = pattern(first, count, seed);
+    std::string wrong;
+    u64 wrong_count = 0;
+    for (u64 i = 0; i < count; ++i) {
+      if (content.compare((first + i) * kSectorBytes, kSectorBytes, expected, i * kSectorBytes,
+                          kSectorBytes) == 0) {
+        continue;
+      }
+      if (++wrong_count <= 20) wrong += " " + std::to_string(first + i);
+    }
+    EXPECT_EQ(wrong_count, 0u) << "of " << count << " sectors from " << first << " on, seed " << seed
+                               << "; wrong are" << wrong;
   }
 
   std::string vm_directory(const std::string& vm = "t") const {
