@@ -62,8 +62,8 @@ Result<void> judge(char byte) {
   switch (byte) {
     case '.': return {};
     case 'T': return make_error(ErrorKind::corrupt, "the guest read through a stale mapping");
-    case 'D': return make_error(ErrorKind::corrupt, "the guest's disk is not what it wrote");
-    case 'E': return make_error(ErrorKind::corrupt, "the guest's disk refused a request");
+    case 'd': return make_error(ErrorKind::corrupt, "the guest's disk is not what it wrote");
+    case 'e': return make_error(ErrorKind::corrupt, "the guest's disk refused a request");
     default: return make_error(ErrorKind::corrupt, "the guest said {:#x}", static_cast<u8>(byte));
   }
 }
@@ -95,7 +95,7 @@ Result<Soak> Soak::start(const Workspace& workspace, u64 memory_bytes) {
 Result<void> Soak::hear_rounds(int count) {
   while (count > 0) {
     const char byte = TRY(read_byte(console_));
-    // What was said before we listened is shown too: the word READY and its line.
+    // Its first word, of which no letter is an answer.
     if (byte == '\n' || std::string_view("READY").find(byte) != std::string_view::npos) continue;
     TRY(judge(byte));
     --count;

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
+
 namespace kvm {
 namespace {
 
@@ -32,6 +34,46 @@ TEST(CompareStates, ValueOfAVectorRegisterCounts) {
               std::string::npos)
         << same.error().message();
   }
+}
+
+constexpr u8 kVector = 0x34;
+
+// Pin 4, where the serial port is, goes to kVector.
+ProcessorsState with_serial_interrupt(u8 trigger_mode) {
+  ProcessorsState state = with_xsave();
+  kvm_irqchip chip{};
+  chip.chip.ioapic.redirtbl[4].fields.vector = kVector;
+  chip.chip.ioapic.redirtbl[4].fields.trig_mode = trigger_mode & 1;
+  std::memcpy(state.ioapic.data(), &chip, sizeof chip);
+  return state;
+}
+
+void request(ProcessorsState& state, u8 vector) {
+  state.vcpus[0].lapic[0x200 + vector / 32 * 16 + vector % 32 / 8] |=
+      static_cast<u8>(1u << vector % 8);
+}
+
+// The guest had accepted it at T and not asked the device yet, which raises its line as it is restored.
+TEST(CompareStates, EdgeThatADeviceRaisesAgainIsNoDifference) {
+  const ProcessorsState expected = with_serial_interrupt(0);
+  ProcessorsState found = expected;
+  request(found, kVector);
+  EXPECT_TRUE(compare_states(expected, found));
+}
+
+TEST(CompareStates, OtherRequestsCount) {
+  const ProcessorsState expected = with_serial_interrupt(0);
+  ProcessorsState missing = expected;
+  ProcessorsState requested = expected;
+  request(requested, kVector);
+  EXPECT_FALSE(compare_states(requested, missing));
+  ProcessorsState of_no_line = expected;
+  request(of_no_line, kVector + 1);
+  EXPECT_FALSE(compare_states(expected, of_no_line));
+  const ProcessorsState level = with_serial_interrupt(1);
+  ProcessorsState raised = level;
+  request(raised, kVector);
+  EXPECT_FALSE(compare_states(level, raised));
 }
 
 }  // namespace
