@@ -1,12 +1,9 @@
 #include "blockdev/arena.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
 
 #include <algorithm>
 
-#include "blockdev/spill_file.h"
-#include "blockdev/sync_engine.h"
 #include "vmm/base/check.h"
 #include "vmm/base/ranges.h"
 
@@ -49,7 +46,13 @@ BlockStatus Arena::allocate(u32& slot) {
 }
 
 BlockStatus Arena::make_room(u32 slot) {
-  if (!is_in_memory(slot)) return spill_ ? BlockStatus::ok : start_spilling();
+  if (!is_in_memory(slot)) {
+    if (spill_ == nullptr) {
+      const BlockStatus status = start_spilling();
+      if (status != BlockStatus::ok) return status;
+    }
+    return status_of_errno(spill_->extend_to(in_file(slot)));
+  }
   const u64 segment = (slot - 1) / kSlotsPerSegment;
   if (segment == mappings_.size()) {
     Result<base::Mapping> mapping = base::Mapping::anonymous(kSegmentBytes);
@@ -65,7 +68,7 @@ BlockStatus Arena::make_room(u32 slot) {
 }
 
 BlockStatus Arena::start_spilling() {
-  Result<base::Fd> file = open_spill_file(options_.spill_directory);
+  Result<std::unique_ptr<SpillFile>> file = SpillFile::create(options_.spill_directory);
   if (!file) {
     if (log_limit_.allows()) {
       base::log(base::LogLevel::warning, "overlay: no spill file in \"{}\": {}",
@@ -75,7 +78,7 @@ BlockStatus Arena::start_spilling() {
                                                       : BlockStatus::io_error;
   }
   spill_ = std::move(*file);
-  spill_fd_.store(spill_.get(), std::memory_order_release);
+  spill_in_use_.store(spill_.get(), std::memory_order_release);
   return BlockStatus::ok;
 }
 
@@ -91,15 +94,8 @@ BlockStatus Arena::write(u32 slot, u64 within, u64 length, IovecCursor& from) {
     from.copy_out(memory_of(slot) + within, length);
     return BlockStatus::ok;
   }
-  const int fd = spill_fd_.load(std::memory_order_acquire);
-  u64 offset = file_offset_of(slot) + within;
-  int error = 0;
-  from.consume(length, [&](u8* data, u64 size) {
-    const iovec piece{data, size};
-    if (error == 0) error = run_now({IoKind::write, fd, offset, {&piece, 1}, 0});
-    offset += size;
-  });
-  return status_of_errno(error);
+  SpillFile& spill = *spill_in_use_.load(std::memory_order_acquire);
+  return status_of_errno(spill.write(in_file(slot), within, length, from));
 }
 
 BlockStatus Arena::read(u32 slot, u64 within, u64 length, IovecCursor& to) const {
@@ -108,14 +104,8 @@ BlockStatus Arena::read(u32 slot, u64 within, u64 length, IovecCursor& to) const
     to.copy_in(memory_of(slot) + within, length);
     return BlockStatus::ok;
   }
-  const int fd = spill_fd_.load(std::memory_order_acquire);
-  u64 offset = file_offset_of(slot) + within;
-  int error = 0;
-  to.consume(length, [&](u8* data, u64 size) {
-    const iovec piece{data, size};
-    if (error == 0) error = run_now({IoKind::read, fd, offset, {&piece, 1}, 0});
-    offset += size;
-  });
+  SpillFile& spill = *spill_in_use_.load(std::memory_order_acquire);
+  const int error = spill.read(in_file(slot), within, length, to);
   return error == 0 ? BlockStatus::ok : BlockStatus::io_error;
 }
 
@@ -144,9 +134,7 @@ void Arena::give_back(u32 first_slot, u64 count) const {
     ::madvise(memory_of(first_slot), count * kSlotBytes, MADV_DONTNEED);
     return;
   }
-  ::fallocate(spill_fd_.load(std::memory_order_acquire), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-              static_cast<off_t>(file_offset_of(first_slot)),
-              static_cast<off_t>(count * kSlotBytes));
+  spill_in_use_.load(std::memory_order_acquire)->give_back(in_file(first_slot), count);
 }
 
 void Arena::drop() {
@@ -161,7 +149,7 @@ void Arena::drop() {
   if (free_.capacity() > kSlotsPerSegment) janitor_->dispose(std::move(free_));
   free_ = {};
   next_ = 1;
-  spill_fd_.store(-1, std::memory_order_release);
+  spill_in_use_.store(nullptr, std::memory_order_release);
   if (spill_) janitor_->dispose(std::move(spill_));
 }
 

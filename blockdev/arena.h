@@ -1,8 +1,8 @@
 // Arena: room for 4 KiB slots, in memory up to a limit, in an unlinked file beyond it.
 //
 // Memory comes in segments of 16 MiB, mapped when first needed, so that a dropped arena can hand
-// all but a few of them to the janitor by moving pointers. The file is made when first needed and
-// only ever touched with pread and pwrite: a host without space is then a status and not a SIGBUS.
+// all but a few of them to the janitor by moving pointers. The file (spill_file.h) is made when first
+// needed.
 //
 // Slots number 1..; 0 means none. Slots up to the limit lie in memory, the others in the file.
 //
@@ -20,13 +20,12 @@
 #include "blockdev/block_backend.h"
 #include "blockdev/iovec_cursor.h"
 #include "blockdev/janitor.h"
+#include "blockdev/spill_file.h"
 #include "vmm/base/fd.h"
 #include "vmm/base/log.h"
 #include "vmm/base/mutex.h"
 
 namespace blockdev {
-
-inline constexpr u64 kSlotBytes = 4096;
 
 struct ArenaOptions {
   u64 memory_limit_bytes = 0;
@@ -59,7 +58,7 @@ class Arena final {
 
   bool is_in_memory(u32 slot) const { return slot <= memory_slots_; }
   u8* memory_of(u32 slot) const;
-  u64 file_offset_of(u32 slot) const { return (u64{slot} - 1 - memory_slots_) * kSlotBytes; }
+  u64 in_file(u32 slot) const { return u64{slot} - 1 - memory_slots_; }  // as SpillFile numbers
   BlockStatus make_room(u32 slot) REQUIRES_LOCK(mutex_);
   BlockStatus start_spilling() REQUIRES_LOCK(mutex_);
   void give_back(u32 first_slot, u64 count) const;
@@ -71,11 +70,11 @@ class Arena final {
   std::vector<base::Mapping> mappings_ GUARDED_BY(mutex_);
   std::vector<u32> free_ GUARDED_BY(mutex_);
   u64 next_ GUARDED_BY(mutex_) = 1;  // slots from here on were never used since drop()
-  base::Fd spill_ GUARDED_BY(mutex_);
+  std::unique_ptr<SpillFile> spill_ GUARDED_BY(mutex_);
   base::RateLimit log_limit_{3};  // a guest writes as often as it likes
   // Readable without the mutex; set under it, before a slot in them is handed out.
   std::vector<std::atomic<u8*>> segments_;
-  std::atomic<int> spill_fd_{-1};
+  std::atomic<SpillFile*> spill_in_use_{nullptr};  // spill_
 };
 
 }  // namespace blockdev

@@ -4,7 +4,68 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "blockdev/io_transfer.h"
+#include "blockdev/sync_engine.h"
+
 namespace blockdev {
+
+Result<std::unique_ptr<SpillFile>> SpillFile::create(const std::string& directory) {
+  base::Fd fd = TRY(open_spill_file(directory));
+  base::Mapping window = TRY(base::Mapping::anonymous(kWindowSlots * kSlotBytes));
+  return std::unique_ptr<SpillFile>(new SpillFile(std::move(fd), std::move(window)));
+}
+
+int SpillFile::extend_to(u64 slot) {
+  base::MutexLock lock(mutex_);
+  while (slot >= first_ + kWindowSlots) {
+    const iovec batch{in_window(first_), kBatchSlots * kSlotBytes};
+    const int error = run_now({IoKind::write, fd_.get(), first_ * kSlotBytes, {&batch, 1}, 0});
+    if (error != 0) return error;
+    first_ += kBatchSlots;
+  }
+  return 0;
+}
+
+int SpillFile::write(u64 slot, u64 within, u64 length, IovecCursor& from) {
+  {
+    base::MutexLock lock(mutex_);
+    if (u8* const memory = in_window(slot); memory != nullptr) {
+      from.copy_out(memory + within, length);
+      return 0;
+    }
+  }
+  u64 offset = slot * kSlotBytes + within;
+  int error = 0;
+  from.consume(length, [&](u8* data, u64 size) {
+    const iovec piece{data, size};
+    if (error == 0) error = run_now({IoKind::write, fd_.get(), offset, {&piece, 1}, 0});
+    offset += size;
+  });
+  return error;
+}
+
+int SpillFile::read(u64 slot, u64 within, u64 length, IovecCursor& to) {
+  {
+    base::MutexLock lock(mutex_);
+    if (const u8* const memory = in_window(slot); memory != nullptr) {
+      to.copy_in(memory + within, length);
+      return 0;
+    }
+  }
+  u64 offset = slot * kSlotBytes + within;
+  int error = 0;
+  to.consume(length, [&](u8* data, u64 size) {
+    const iovec piece{data, size};
+    if (error == 0) error = run_now({IoKind::read, fd_.get(), offset, {&piece, 1}, 0});
+    offset += size;
+  });
+  return error;
+}
+
+void SpillFile::give_back(u64 first_slot, u64 count) {
+  ::fallocate(fd_.get(), kPunchMode, static_cast<off_t>(first_slot * kSlotBytes),
+              static_cast<off_t>(count * kSlotBytes));
+}
 
 Result<base::Fd> open_spill_file(const std::string& directory) {
   Result<base::Fd> file = base::open_file(directory, O_TMPFILE | O_RDWR);
