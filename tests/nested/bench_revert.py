@@ -46,6 +46,9 @@ class QuicksaveClient:
 
     def __init__(self, vmm, name):
         self._http = UnixHttp("%s/run/%s/api.sock" % (vmm.home, name))
+        # Connected, and used once, before the first time that counts: as QEMU's monitor is.
+        self._http.request("GET", "/v1/vm")
+        self._http.getresponse().read()
 
     def revert(self, snapshot):
         self._http.request("POST", "/v1/revert", json.dumps({"snapshot": snapshot}), {"Content-Type": "application/json"})

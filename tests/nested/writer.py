@@ -4,7 +4,7 @@ Each round makes a file of random length and content, fsynced under its name; th
 RAM. So every line in the RAM list, and every line in the log, stands for a file that had been fsynced.
 
 As `writer blocks` it begins each round by overwriting one block of an old file in place, and fsyncs that: the line of round N
-also stands for block_of_round(N), which from then on holds the number N or a later one. Once /run/w/loud exists each line is
+also stands for block N * BLOCK_STEP modulo BLOCK_COUNT, which from then on holds the number N or a later one. Once /run/w/loud exists each line is
 printed on the console, too: what is there was durable, even if the VM is killed in that moment.
 """
 

@@ -68,6 +68,7 @@ void run_before_the_measured() {
 }
 
 Result<int> measure(const Options& options, const std::vector<std::string>& arguments) {
+  // The tables of images wait for programs that end, which need no watch.
   if (options.questions == &revert_questions()) run_before_the_measured();
   const Workspace workspace = TRY(Workspace::create());
   Plan plan{.workspace = workspace, .peer = {}, .quick = options.quick};

@@ -64,13 +64,14 @@ ThreadTimes ThreadTimes::operator-(const ThreadTimes& earlier) const {
 Result<ThreadTimesByName> thread_times_of(pid_t pid) {
   ThreadTimesByName all;
   std::error_code code;
-  for (const auto& task :
-       std::filesystem::directory_iterator(fmt::format("/proc/{}/task", pid), code)) {
+  // increment() and not a range: the process may end meanwhile.
+  for (std::filesystem::directory_iterator task(fmt::format("/proc/{}/task", pid), code), end;
+       !code && task != end; task.increment(code)) {
     std::string name;
     ThreadTimes times;
     // A thread that ends meanwhile has no files any more.
-    if (!read_stat(text_of_proc(task.path() / "stat"), name, times)) continue;
-    times.sleeps = sleeps_in(text_of_proc(task.path() / "status"));
+    if (!read_stat(text_of_proc(task->path() / "stat"), name, times)) continue;
+    times.sleeps = sleeps_in(text_of_proc(task->path() / "status"));
     all[name] += times;
   }
   if (all.empty()) return make_error(ErrorKind::failed, "process {} has no threads", pid);
