@@ -25,7 +25,7 @@ install_packages $BUILD_PACKAGES $TEST_PACKAGES
 echo "   all there"
 
 # The guest's images are made while the compiler runs. Which ones depends on the host; the program itself has the last word below.
-if [ -e /dev/kvm ] && grep -qwE 'svm|vmx' /proc/cpuinfo; then images=$guests_dir/debian.sh; else images=$guests_dir/nested/outer.sh; fi
+if [ -e /dev/kvm ] && grep -qwE 'svm|vmx' /proc/cpuinfo; then images=$guests_dir/debian.sh; else images=$guests_dir/nested/rival.sh; fi
 # A group of its own, so that an interrupted demonstration ends what the builder has started, too.
 setsid sh "$images" >"$logs/images.log" 2>&1 &
 builder=$!
@@ -64,14 +64,11 @@ if "$program" doctor | grep -qE '^ok +KVM +(AMD-V|Intel VT-x)'; then
 else
   echo "Its KVM does not run stock Linux to the end (or there is none), so what follows runs inside a machine that QEMU emulates,"
   echo "AMD virtualisation included: right in every detail, and some hundred times slower than a real one. Compare ratios, not times."
-  sh "$guests_dir/nested/outer.sh" 2>&1 | sed 's/^/   /'
+  sh "$guests_dir/nested/rival.sh" 2>&1 | sed 's/^/   /'
   status=0
-  # Where the peer stands is kept beside the machine's images, and goes with them.
   rival=$guest_cache/outer/rival
-  set --
-  [ ! -f "$rival.json" ] || set -- -p "$rival.qcow2" -p "$rival.json"
   rm -rf "$logs/results"
-  QUICKSAVE_GUESTS_READY=yes sh "$guests_dir/nested/run.sh" -t 1200 -b "$program" "$@" -o "$logs/results" tests/nested/demo.py || status=$?
+  QUICKSAVE_GUESTS_READY=yes sh "$guests_dir/nested/run.sh" -t 1200 -b "$program" -p "$rival.qcow2" -p "$rival.json" -o "$logs/results" tests/nested/demo.py || status=$?
   [ "$status" != 0 ] || mv "$logs/results/rival.qcow2" "$logs/results/rival.json" "$guest_cache/outer/"
 fi
 [ "$status" = 0 ] || die "the demonstration failed (status $status)"
