@@ -15,8 +15,8 @@
 
 #include <sys/uio.h>
 
-#include <memory>
 #include <cerrno>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>

@@ -34,14 +34,7 @@ int SpillFile::write(u64 slot, u64 within, u64 length, IovecCursor& from) {
       return 0;
     }
   }
-  u64 offset = slot * kSlotBytes + within;
-  int error = 0;
-  from.consume(length, [&](u8* data, u64 size) {
-    const iovec piece{data, size};
-    if (error == 0) error = run_now({IoKind::write, fd_.get(), offset, {&piece, 1}, 0});
-    offset += size;
-  });
-  return error;
+  return move(IoKind::write, slot * kSlotBytes + within, length, from);
 }
 
 int SpillFile::read(u64 slot, u64 within, u64 length, IovecCursor& to) {
@@ -52,11 +45,14 @@ int SpillFile::read(u64 slot, u64 within, u64 length, IovecCursor& to) {
       return 0;
     }
   }
-  u64 offset = slot * kSlotBytes + within;
+  return move(IoKind::read, slot * kSlotBytes + within, length, to);
+}
+
+int SpillFile::move(IoKind kind, u64 offset, u64 length, IovecCursor& buffers) {
   int error = 0;
-  to.consume(length, [&](u8* data, u64 size) {
+  buffers.consume(length, [&](u8* data, u64 size) {
     const iovec piece{data, size};
-    if (error == 0) error = run_now({IoKind::read, fd_.get(), offset, {&piece, 1}, 0});
+    if (error == 0) error = run_now({kind, fd_.get(), offset, {&piece, 1}, 0});
     offset += size;
   });
   return error;

@@ -12,6 +12,7 @@
 #include <memory>
 #include <string>
 
+#include "blockdev/io_engine.h"
 #include "blockdev/iovec_cursor.h"
 #include "vmm/base/fd.h"
 #include "vmm/base/mutex.h"
@@ -45,6 +46,8 @@ class SpillFile final {
   u8* in_window(u64 slot) REQUIRES_LOCK(mutex_) {
     return slot < first_ ? nullptr : window_.data() + slot % kWindowSlots * kSlotBytes;
   }
+  // Between the file and memory.
+  int move(IoKind kind, u64 offset, u64 length, IovecCursor& buffers);
 
   const base::Fd fd_;
   const base::Mapping window_;
