@@ -56,17 +56,14 @@ void restore_pages_watching_tables(memory::GuestMemory& memory, const MemoryImag
                                    std::size_t limit, std::vector<u64>& rewritten) {
   CHECK(image.page_count() == memory.page_count() && pages.page_count() == memory.page_count());
   u8* const ram = memory.quiet_ram().data();
-  // Page by page: what was compared is in the cache when it is copied.
   for_each_piece(image, pages, [&](u64 first, u64 count, const u8* data) {
     for (u64 i = 0; i < count; ++i) {
-      u8* const to = ram + (first + i) * base::kPageBytes;
-      const u8* const from = data == nullptr ? nullptr : data + i * base::kPageBytes;
-      if (rewritten.size() <= limit &&
-          (unwatched.contains(first + i) ||
-           memory::changes_used_entries(to, from == nullptr ? kZeroPage.data() : from))) {
+      const u64 offset = i * base::kPageBytes;
+      const bool is_table = memory::rewrite_page(
+          ram + first * base::kPageBytes + offset, data == nullptr ? kZeroPage.data() : data + offset);
+      if (rewritten.size() <= limit && (is_table || unwatched.contains(first + i))) {
         rewritten.push_back(first + i);
       }
-      copy_pages(to, from, 1);
     }
   });
 }

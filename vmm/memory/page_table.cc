@@ -25,18 +25,20 @@ bool could_be_used(u64 entry) {
 
 }  // namespace
 
-bool changes_used_entries(const u8* now, const u8* then) {
+bool rewrite_page(u8* page, const u8* then) {
+  bool is_used = false;
   for (std::size_t offset = 0; offset < base::kPageBytes; offset += sizeof(Block)) {
-    const Block before = block_at(now, offset);
+    const Block before = block_at(page, offset);
     const Block after = block_at(then, offset);
     u64 changes = 0;
     for (std::size_t i = 0; i < kBlockEntries; ++i) changes |= before[i] ^ after[i];
     if (changes == 0) continue;
     for (std::size_t i = 0; i < kBlockEntries; ++i) {
-      if (before[i] != after[i] && could_be_used(before[i])) return true;
+      is_used |= before[i] != after[i] && could_be_used(before[i]);
     }
+    std::memcpy(page + offset, after.data(), sizeof after);
   }
-  return false;
+  return is_used;
 }
 
 }  // namespace memory

@@ -80,7 +80,7 @@ TEST_F(ShadowTablesTest, UsedEntryThatTheHostRewritesStaysStale) {
   EXPECT_EQ(look(), 1) << "no longer stale: nothing would have to be zapped";
 }
 
-// Why changes_used_entries() may pass over what was not accessed.
+// Why rewrite_page() may pass over what was not accessed.
 TEST_F(ShadowTablesTest, EntryThatWasNotAccessedHasLeftNothing) {
   const u64 next = kEntry + 8;
   ASSERT_EQ(look(), 1);

@@ -18,8 +18,10 @@ struct Page {
   std::vector<u8> bytes;
 };
 
-bool changed(const Page& now, const Page& then) {
-  return changes_used_entries(now.bytes.data(), then.bytes.data());
+bool changed(Page now, const Page& then) {
+  const bool is_used = rewrite_page(now.bytes.data(), then.bytes.data());
+  EXPECT_EQ(now.bytes, then.bytes);
+  return is_used;
 }
 
 TEST(PageTable, EqualPagesChangeNothing) {
