@@ -52,7 +52,7 @@ class DurableDisk final : public BlockBackend {
   // Opens an empty image of the same size, for switch_to(). Any time.
   Result<std::shared_ptr<WritableImage>> prepare(ImageFile fresh) const;
   // Goes on with `fresh` above `lower`; touches no file. What was written until then comes back,
-  // neither flushed nor closed; it is a layer and changes no more.
+  // neither flushed nor closed, and a flush of it may be running; it is a layer and changes no more.
   std::shared_ptr<WritableImage> switch_to(std::shared_ptr<WritableImage> fresh, LayerList lower);
   // The image that is written, as a layer.
   const std::shared_ptr<WritableImage>& top() const { return stack_.top; }

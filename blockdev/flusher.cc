@@ -3,6 +3,8 @@
 #include <cerrno>
 #include <utility>
 
+#include "vmm/base/check.h"
+
 namespace blockdev {
 
 Flusher::Flusher(std::shared_ptr<WritableImage> image, std::shared_ptr<Executor> executor,
@@ -75,7 +77,9 @@ void Flusher::exclusively(const std::function<void(WaitingIo&)>& use) {
 }
 
 void Flusher::replace_image(std::shared_ptr<WritableImage> image) {
-  exclusively([&](WaitingIo&) { image_ = std::move(image); });
+  base::MutexLock lock(mutex_);
+  CHECK(waiting_.empty());
+  image_.swap(image);  // the one before goes without the lock
 }
 
 void Flusher::become_idle() {
@@ -98,7 +102,7 @@ void Flusher::arrange(FlushNeed need) {
 void Flusher::on_timer() {
   is_timer_set_.store(false);
   base::MutexLock lock(mutex_);
-  // exclusively() may be putting another image in place of this one; it looks at the need itself.
+  // exclusively() looks at the need itself.
   if (is_posted_ || image_->flush_need() == FlushNeed::none) return;
   post();
 }
@@ -120,15 +124,19 @@ void Flusher::answer_waiting_threads(const std::vector<Waiting>& answered, int e
 void Flusher::run() {
   while (true) {
     std::vector<Waiting> answered;
+    std::shared_ptr<WritableImage> image;
     {
       base::MutexLock lock(mutex_);
       answered.swap(waiting_);
+      image = image_;
     }
     const auto reason = answered.empty() ? WritableImage::FlushReason::background
                                          : WritableImage::FlushReason::guest;
-    const int error = image_->flush(io_, reason);
+    const int error = image->flush(io_, reason);
     answer_waiting_threads(answered, error);
-    take_note();
+    note(image->flush_need());
+    // The last to know an image that has been replaced closes it: not with the lock.
+    image.reset();
     // These may submit again from their answer.
     for (const Waiting& waiting : answered) {
       if (waiting.client != nullptr) waiting.client->on_flushed(*waiting.request, error);

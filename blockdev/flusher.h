@@ -38,18 +38,14 @@ class Flusher final {
 
   void submit(BlockRequest& request, FlushClient& client);
   // Call after a change.
-  void take_note() {
-    const FlushNeed need = image_->flush_need();
-    if (need == FlushNeed::none) return;
-    if (need == FlushNeed::some_time && is_timer_set_.load(std::memory_order_relaxed)) return;
-    arrange(need);
-  }
+  void take_note() { note(image_->flush_need()); }
   // Returns when it is done, with 0 or an errno.
   int flush_now();
 
   // Calls it while no flush runs; flushes submitted meanwhile wait.
   void exclusively(const std::function<void(WaitingIo&)>& use);
-  // REQUIRES: nothing submitted.
+  // Waits for nothing: a flush of the image before may be running still, and keeps it.
+  // REQUIRES: nothing submitted; nobody calls take_note().
   void replace_image(std::shared_ptr<WritableImage> image);
 
  private:
@@ -64,6 +60,11 @@ class Flusher final {
     Flusher* flusher GUARDED_BY(mutex) = nullptr;
   };
 
+  void note(FlushNeed need) {
+    if (need == FlushNeed::none) return;
+    if (need == FlushNeed::some_time && is_timer_set_.load(std::memory_order_relaxed)) return;
+    arrange(need);
+  }
   void arrange(FlushNeed need);
   void post() REQUIRES_LOCK(mutex_);
   void on_timer();
@@ -75,6 +76,7 @@ class Flusher final {
   void wait_until(Done is_done);
   void become_idle() REQUIRES_LOCK(mutex_);
 
+  // Changes under mutex_, and while nobody calls take_note().
   std::shared_ptr<WritableImage> image_;
   const std::shared_ptr<Executor> executor_;
   WaitingIo io_;

@@ -59,6 +59,11 @@ std::vector<u64> sectors_of(std::span<const u64> indices) {
 }  // namespace
 
 int Qcow2Writer::flush(WaitingIo& io, FlushReason reason) {
+  base::MutexLock one_at_a_time(flush_mutex_);
+  return flush_alone(io, reason);
+}
+
+int Qcow2Writer::flush_alone(WaitingIo& io, FlushReason reason) {
   const Condition condition = condition_.load();
   if (condition == Condition::corrupt) return mark_corrupt(io);
   if (condition == Condition::failed) {
@@ -355,6 +360,7 @@ int Qcow2Writer::mark_corrupt(WaitingIo& io) {
 }
 
 Result<void> Qcow2Writer::close(WaitingIo& io) {
+  base::MutexLock no_flush_runs(flush_mutex_);
   {
     base::MutexLock lock(mutex_);
     CHECK(in_flight_.empty());
@@ -364,7 +370,7 @@ Result<void> Qcow2Writer::close(WaitingIo& io) {
   }
   if (condition_.load() == Condition::corrupt) mark_corrupt(io);
   while (flush_need() != FlushNeed::none) {
-    const int error = flush(io, FlushReason::background);
+    const int error = flush_alone(io, FlushReason::background);
     if (error != 0) return Error::from_errno(error, "close a qcow2 image");
   }
   if (condition_.load() == Condition::failed) {

@@ -77,12 +77,12 @@ class Qcow2Writer final : public WritableImage {
   WriteStep begin_write(ByteRange range, WriteKind kind, WriteTicket& ticket,
                         Waker& waker) override;
   void end_write(WriteTicket& ticket, int error_number) override;
-  int flush(WaitingIo& io, FlushReason reason) override;
+  int flush(WaitingIo& io, FlushReason reason) override EXCLUDES_LOCK(flush_mutex_);
   FlushNeed flush_need() const override { return need_.load(std::memory_order_relaxed); }
   Result<void> resize(u64 size_bytes, WaitingIo& io) override;
   Result<void> record_size(WaitingIo& io) override;
   bool may_keep_what_is_behind() const override { return true; }
-  Result<void> close(WaitingIo& io) override;
+  Result<void> close(WaitingIo& io) override EXCLUDES_LOCK(flush_mutex_);
 
   const qcow2::Header& header() const { return header_; }
 
@@ -163,6 +163,7 @@ class Qcow2Writer final : public WritableImage {
   void set_corrupt(std::string_view reason) const;
 
   // Flushing (qcow2_flush.cc).
+  int flush_alone(WaitingIo& io, FlushReason reason) REQUIRES_LOCK(flush_mutex_);
   void collect(qcow2::FlushPlan& plan, FlushReason reason) REQUIRES_LOCK(mutex_);
   enum class LinkWhich : u8 { needed, all };
   std::vector<u64> take_linked(LinkWhich which) REQUIRES_LOCK(mutex_);
@@ -208,11 +209,13 @@ class Qcow2Writer final : public WritableImage {
   bool is_flush_waited_for_ GUARDED_BY(mutex_) = false;  // by a write
   int refusal_ GUARDED_BY(mutex_) = 0;
   std::vector<u64> pending_frees_ GUARDED_BY(mutex_);  // clusters to lower by one
-  std::array<u8, 512> header_sector_;                  // the flush's
-  u64 l1_offset_;                                      // the flush's
+  base::Mutex flush_mutex_;  // one flush at a time; taken before mutex_
+  // The flush's, and a resize's, which comes while none runs.
+  std::array<u8, 512> header_sector_;
+  u64 l1_offset_;
+  bool is_corrupt_marked_ = false;
   mutable std::atomic<Condition> condition_{Condition::good};
   mutable std::atomic<FlushNeed> need_{FlushNeed::none};
-  bool is_corrupt_marked_ = false;  // the flush's
 };
 
 }  // namespace blockdev

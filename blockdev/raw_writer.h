@@ -38,7 +38,7 @@ class RawWriter final : public WritableImage {
 
   const base::Fd fd_;
   u64 size_bytes_;
-  bool has_failed_ = false;  // a sync did: what it was to make durable may be lost (2.2)
+  std::atomic<bool> has_failed_{false};  // a sync did: what it was to make durable may be lost (2.2)
 };
 
 }  // namespace blockdev

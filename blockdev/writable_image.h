@@ -16,8 +16,8 @@
 //
 // Invariant: between begin_write() and end_write() no other request changes the mapping of
 // `covered`, and readers see what was there before (reference/qcow2.md 2.6, C1, C2 and C4b).
-// Thread: all calls from any thread, flush() from one at a time; close() and resize() with nothing
-// in flight.
+// Thread: all calls from any thread; a flush waits for another. close() and resize() with nothing in
+// flight, resize() with no flush running.
 
 #pragma once
 
@@ -98,7 +98,7 @@ class WritableImage : public Layer {
   virtual Result<void> record_size(WaitingIo& io) = 0;
   // Whether the file may hold something behind the end of the disk, and show it when the disk grows.
   virtual bool may_keep_what_is_behind() const = 0;
-  // After the last flush: leaves the file as others expect it.
+  // Leaves the file as others expect it. A flush that comes later changes nothing more.
   virtual Result<void> close(WaitingIo& io) = 0;
 };
 

@@ -12,7 +12,7 @@ blockdev::BackingName PersistentDisk::backing_name(const snapshot::Uuid& owner) 
   return layer_backing_name(owner, snapshot::disk_layer_file(parts_.slot));
 }
 
-Result<FreshFile> PersistentDisk::make_fresh(const blockdev::BackingName& backing) {
+Result<WrittenFile> PersistentDisk::make_fresh(const blockdev::BackingName& backing) {
   // The frozen file and the fresh one.
   TRY_CONTEXT(blockdev::check_layer_count(parts_.disk->lower().size() + 2),
               fmt::format("disk {}", name()));
@@ -21,10 +21,10 @@ Result<FreshFile> PersistentDisk::make_fresh(const blockdev::BackingName& backin
   blockdev::ImageFile file = TRY(create_head_file(path, parts_.disk->size_bytes(), backing));
   auto image = parts_.disk->prepare(std::move(file));
   if (!image) ::unlink(path.c_str());
-  return FreshFile{{FileOwner::vm, path, blockdev::ImageFormat::qcow2}, TRY(std::move(image))};
+  return WrittenFile{{FileOwner::vm, path, blockdev::ImageFormat::qcow2}, TRY(std::move(image))};
 }
 
-void PersistentDisk::split(FreshFile fresh) {
+void PersistentDisk::split(WrittenFile fresh) {
   blockdev::LayerList lower = parts_.below.lower();
   lower.insert(lower.begin(), parts_.disk->top());
   auto frozen = std::make_shared<FrozenFile>(
@@ -34,10 +34,11 @@ void PersistentDisk::split(FreshFile fresh) {
   parts_.file = std::move(fresh.file);
 }
 
-DiskFile PersistentDisk::rebase_on(FreshFile fresh, const DiskMark& target) {
-  parts_.disk->switch_to(std::move(fresh.image), target.lower());
+WrittenFile PersistentDisk::rebase_on(WrittenFile fresh, const DiskMark& target) {
+  WrittenFile left{std::exchange(parts_.file, std::move(fresh.file)),
+                   parts_.disk->switch_to(std::move(fresh.image), target.lower())};
   parts_.below = target;
-  return std::exchange(parts_.file, std::move(fresh.file));
+  return left;
 }
 
 std::string head_file_name(u32 slot, u64 number) {

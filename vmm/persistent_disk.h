@@ -23,8 +23,8 @@
 
 namespace vmm {
 
-// A file that is to be written next: empty, open, not durable.
-struct FreshFile {
+// An open file that is written. A fresh one is to be next: empty, not durable.
+struct WrittenFile {
   DiskFile file;
   std::shared_ptr<blockdev::WritableImage> image;
 };
@@ -51,12 +51,12 @@ class PersistentDisk final {
 
   // How a file above it names the one written now, once the snapshot `owner` has frozen it.
   blockdev::BackingName backing_name(const snapshot::Uuid& owner) const;
-  Result<FreshFile> make_fresh(const blockdev::BackingName& backing);
+  Result<WrittenFile> make_fresh(const blockdev::BackingName& backing);
 
   // Both REQUIRE: drained. What was written is frozen: the uppermost layer of below() from now on.
-  void split(FreshFile fresh);
-  // The disk is as `target` says from now on. Returns the file that was written until then.
-  DiskFile rebase_on(FreshFile fresh, const DiskMark& target);
+  void split(WrittenFile fresh);
+  // The disk is as `target` says from now on. Returns what was written until then.
+  WrittenFile rebase_on(WrittenFile fresh, const DiskMark& target);
 
  private:
   const std::string vm_directory_;

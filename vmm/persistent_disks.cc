@@ -25,10 +25,10 @@ void remove_file(const std::string& path) {
 
 DiskSwitch::~DiskSwitch() {
   if (state_ == State::prepared) {
-    for (const FreshFile& fresh : fresh_) remove_file(fresh.file.path);
+    for (const WrittenFile& fresh : fresh_) remove_file(fresh.file.path);
     disks_.release();
   } else if (state_ == State::switched) {
-    disks_.settle_later();
+    disks_.settle_later(std::move(left_));
   }
 }
 
@@ -42,17 +42,15 @@ void DiskSwitch::split() {
 void DiskSwitch::rebase_on(const snapshot::SnapshotNode& target) {
   CHECK(state_ == State::prepared);
   state_ = State::switched;
-  std::vector<std::string> left_paths;
   for (std::size_t i = 0; i < fresh_.size(); ++i) {
     PersistentDisk& disk = *disks_.disks_[i];
-    const DiskFile left = disk.rebase_on(std::move(fresh_[i]), mark_of(target).disks[disk.slot()]);
+    left_.push_back(disk.rebase_on(std::move(fresh_[i]), mark_of(target).disks[disk.slot()]));
     // The user's own file is only ever left by freezing it.
-    CHECK(left.owner == FileOwner::vm);
-    left_paths.push_back(left.path);
+    CHECK(left_.back().file.owner == FileOwner::vm);
   }
   // First: a snapshot that is settled just now would write a record with the files that go.
   disks_.note_chains();
-  for (std::string& path : left_paths) disks_.retire(std::move(path));
+  for (const WrittenFile& left : left_) disks_.retire(left.file.path);
 }
 
 void DiskSwitch::settle() {
@@ -189,8 +187,9 @@ snapshot::DiskHead PersistentDisks::head_of(const Chain& chain) {
   return head;
 }
 
-void PersistentDisks::settle_later() {
-  background_.post([this] {
+// `left` goes there too: that frees its tables.
+void PersistentDisks::settle_later(std::vector<WrittenFile> left) {
+  background_.post([this, left = std::move(left)] {
     const Result<void> settled = settle();
     release();
   });
@@ -206,7 +205,7 @@ void PersistentDisks::try_again() {
 
 void PersistentDisks::begin_to_settle() {
   hold();
-  settle_later();
+  settle_later({});
 }
 
 std::vector<std::string> PersistentDisks::describe_heads() const {

@@ -51,7 +51,8 @@ class DiskSwitch final {
 
   PersistentDisks& disks_;
   State state_ = State::prepared;
-  std::vector<FreshFile> fresh_;  // one for each disk
+  std::vector<WrittenFile> fresh_;  // one for each disk
+  std::vector<WrittenFile> left_;   // by a revert
 };
 
 class PersistentDisks final {
@@ -105,7 +106,7 @@ class PersistentDisks final {
   static snapshot::DiskHead head_of(const Chain& chain);
   void hold();
   void release();
-  void settle_later();
+  void settle_later(std::vector<WrittenFile> left);
 
   const std::string vm_directory_;
   std::vector<std::unique_ptr<PersistentDisk>> disks_;

@@ -7,33 +7,12 @@
 #include <thread>
 
 #include "blockdev/disk.h"
-#include "blockdev/sync_engine.h"
 #include "tests/blockdev/support/qemu_tools.h"
 #include "tests/blockdev/support/test_client.h"
+#include "tests/blockdev/support/test_engines.h"
 
 namespace blockdev::test {
 namespace {
-
-// Counts what reaches the image.
-class CountingEngine final : public IoEngine {
- public:
-  explicit CountingEngine(std::atomic<u64>& syncs)
-      : syncs_(syncs), engine_(SyncEngine::create().value()) {}
-
-  void submit(const IoOperation& operation) override {
-    if (operation.kind == IoKind::sync) ++syncs_;
-    engine_->submit(operation);
-  }
-  void kick() override { engine_->kick(); }
-  void reap(std::vector<IoCompletion>& completions) override { engine_->reap(completions); }
-  void wait() override { engine_->wait(); }
-  int completion_fd() const override { return engine_->completion_fd(); }
-  u32 in_flight_count() const override { return engine_->in_flight_count(); }
-
- private:
-  std::atomic<u64>& syncs_;
-  std::unique_ptr<IoEngine> engine_;
-};
 
 struct Image {
   explicit Image(const std::string& size, const std::string& options = "") {
@@ -45,9 +24,9 @@ struct Image {
   Result<std::unique_ptr<Disk>> try_open(const std::string& more = "") {
     DiskOptions options;
     options.executor = executor;
-    options.make_engine = [this]() -> Result<std::unique_ptr<IoEngine>> {
-      return std::unique_ptr<IoEngine>(std::make_unique<CountingEngine>(syncs));
-    };
+    options.make_engine = hooked_engines(make_sync_engine, [this](const IoOperation& operation) {
+      if (operation.kind == IoKind::sync) ++syncs;
+    });
     return open_disk(parse_disk_spec(path() + ",format=qcow2,mode=persist" + more).value(),
                      options);
   }

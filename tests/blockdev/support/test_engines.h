@@ -1,6 +1,11 @@
-// Engines for tests: plain system calls, and a liar.
+// Engines for tests: plain system calls, hooks, and a liar.
 
 #pragma once
+
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
 
 #include "blockdev/sync_engine.h"
 
@@ -10,17 +15,16 @@ inline Result<std::unique_ptr<IoEngine>> make_sync_engine() {
   return std::unique_ptr<IoEngine>(TRY(SyncEngine::create()));
 }
 
-// Says that it has synced, and has not.
-class SyncDropper final : public IoEngine {
+// Shows each operation to a hook, which may change it, before it is done.
+class HookedEngine final : public IoEngine {
  public:
-  explicit SyncDropper(std::unique_ptr<IoEngine> inner) : inner_(std::move(inner)) {}
+  using Hook = std::function<void(IoOperation&)>;
+  HookedEngine(std::unique_ptr<IoEngine> inner, Hook hook)
+      : inner_(std::move(inner)), hook_(std::move(hook)) {}
 
   void submit(const IoOperation& operation) override {
     IoOperation other = operation;
-    if (other.kind == IoKind::sync) {
-      other.kind = IoKind::read;  // of nothing
-      other.buffers = {};
-    }
+    hook_(other);
     inner_->submit(other);
   }
   void kick() override { inner_->kick(); }
@@ -31,12 +35,22 @@ class SyncDropper final : public IoEngine {
 
  private:
   std::unique_ptr<IoEngine> inner_;
+  Hook hook_;
 };
 
-inline EngineMaker dropping_syncs(EngineMaker inner) {
-  return [inner = std::move(inner)]() -> Result<std::unique_ptr<IoEngine>> {
-    return std::unique_ptr<IoEngine>(std::make_unique<SyncDropper>(TRY(inner())));
+inline EngineMaker hooked_engines(EngineMaker inner, HookedEngine::Hook hook) {
+  return [inner = std::move(inner), hook = std::move(hook)]() -> Result<std::unique_ptr<IoEngine>> {
+    return std::unique_ptr<IoEngine>(std::make_unique<HookedEngine>(TRY(inner()), hook));
   };
+}
+
+// These say that they have synced, and have not.
+inline EngineMaker dropping_syncs(EngineMaker inner) {
+  return hooked_engines(std::move(inner), [](IoOperation& operation) {
+    if (operation.kind != IoKind::sync) return;
+    operation.kind = IoKind::read;  // of nothing
+    operation.buffers = {};
+  });
 }
 
 }  // namespace blockdev::test
