@@ -145,9 +145,12 @@ void Flusher::run() {
     if (!waiting_.empty()) continue;
     // As a task of its own: those who were answered come first.
     // After a failure too: a write may have begun to wait while this one was ending.
-    if (image_->flush_need() == FlushNeed::now) {
+    const FlushNeed need = image_->flush_need();
+    if (need == FlushNeed::now) {
       executor_->post([this] { run(); });
     } else {
+      // The timer may have come while this ran, and done nothing.
+      note(need);
       become_idle();
     }
     return;

@@ -177,6 +177,8 @@ void IoRing::kick() {
     result = io_uring_submit(&ring_);
   } while (result == -EINTR);
   CHECK(result >= 0 || result == -EAGAIN || result == -EBUSY);
+  // The kernel had no memory for any of them: nothing will end, so nobody would come again.
+  if (result < 0 && io_uring_sq_ready(&ring_) == with_kernel_) done_event_.signal();
 }
 
 void IoRing::reap(std::vector<IoCompletion>& completions) {
