@@ -104,7 +104,7 @@ void Qcow2Writer::collect(FlushPlan& plan, FlushReason reason) {
   }
   plan.move = allocator_.take_move();
   plan.linked = take_linked(reason == FlushReason::background || plan.move ? LinkWhich::all
-                                                                            : LinkWhich::needed);
+                                                                           : LinkWhich::needed);
   collect_refcounts(plan);
   collect_links(plan, plan.linked);
   collect_tables(plan);
@@ -221,6 +221,7 @@ int Qcow2Writer::carry_out(FlushPlan& plan, WaitingIo& io) {
     std::memcpy(&header_sector_[48], &offset, sizeof offset);
     std::memcpy(&header_sector_[56], &clusters, sizeof clusters);
     if (const int error = write_header(io); error != 0) return error;
+    plan.is_moved = true;
   }
   if (!plan.links.is_empty()) {
     if (const int error = io.run(plan.links.operations(fd_.get())); error != 0) return error;
@@ -254,7 +255,8 @@ int Qcow2Writer::write_header(WaitingIo& io) {
   return error;
 }
 
-// I8: what did not reach the file stays to be written.
+// I8: what did not reach the file stays to be written, and what did is not done again: a refcount
+// table that the header leads to is written in place no more, and its clusters are not free.
 void Qcow2Writer::take_back(FlushPlan& plan) {
   for (FlushPlan::Pieces& pieces : plan.blocks) {
     --pieces.block->pins;
@@ -274,8 +276,12 @@ void Qcow2Writer::take_back(FlushPlan& plan) {
   }
   std::vector<u64>& l1_indices = tables_.dirty_l1_indices();
   l1_indices.insert(l1_indices.end(), plan.l1_indices.begin(), plan.l1_indices.end());
+  if (plan.is_moved) {
+    end_move(plan);
+  } else if (plan.move) {
+    allocator_.move_failed();
+  }
   pending_frees_.insert(pending_frees_.end(), plan.frees.begin(), plan.frees.end());
-  if (plan.move) allocator_.move_failed();
   note_change();
 }
 
@@ -283,7 +289,11 @@ void Qcow2Writer::settle(FlushPlan& plan) {
   for (const FlushPlan::Pieces& pieces : plan.blocks) --pieces.block->pins;
   for (L2Slice* slice : plan.slices) --slice->pins;
   end_new_tables(plan);
-  if (!plan.move) return;
+  if (plan.move) end_move(plan);
+}
+
+// The old table goes when nothing durable leads to it.
+void Qcow2Writer::end_move(FlushPlan& plan) {
   const qcow2::TableMove old = allocator_.move_done(*plan.move);
   const u64 cluster = old.offset >> geometry_.cluster_bits();
   allocator_.remove_metadata(cluster, old.clusters);

@@ -52,6 +52,7 @@ struct FlushPlan {
 
   // What to do again when it fails, and how far it came.
   bool is_first_durable = false;
+  bool is_moved = false;  // the header names the new refcount table
   struct Pieces {
     RefcountBlock* block;
     std::vector<bool> dirty;

@@ -87,10 +87,11 @@ WriteStep Qcow2Writer::begin_write(ByteRange range, WriteKind kind, WriteTicket&
     const WriteStep step = step_in_place(range);
     if (step.length_bytes > 0) return step;
   }
-  ticket = {.kind = kind};
   while (true) {
     Attempt attempt;
     {
+      // Each time: an attempt may have gone another way before it missed something.
+      ticket = {.kind = kind};
       base::MutexLock lock(mutex_);
       attempt = kind == WriteKind::data ? begin_data(range, ticket, waker)
                                         : begin_zero(range, kind, ticket, waker);
@@ -321,6 +322,14 @@ Qcow2Writer::Attempt Qcow2Writer::check_slice(L2Slice& slice) {
     if (refcounts_.block_offset(block) != 0 && !refcounts_.is_loaded(block)) {
       return {.missing = {Missing::Kind::block, block}};
     }
+    if (is_shared(*entry)) {
+      base::log(
+          base::LogLevel::error,
+          "disk: write failed: L2 entry {:#018x} shares its cluster with another; convert the "
+          "image into a new one to write it",
+          entry->entry);
+      return {.step = {.kind = StepKind::fail, .status = BlockStatus::io_error}};
+    }
     if (!is_entry_sound(*entry)) {
       set_corrupt(
           fmt::format("L2 entry {:#018x} points to a cluster that is not its own", entry->entry));
@@ -329,6 +338,13 @@ Qcow2Writer::Attempt Qcow2Writer::check_slice(L2Slice& slice) {
   }
   slice.is_checked.store(true, std::memory_order_release);
   return {};
+}
+
+// Sound, but not to be written in place: so a repair leaves a cluster that two entries lead to.
+bool Qcow2Writer::is_shared(const ClusterEntry& entry) {
+  const u64 cluster = entry.host_offset() >> geometry_.cluster_bits();
+  return (entry.entry & kCopied) == 0 && refcounts_.get(cluster) > 1 &&
+         !allocator_.is_metadata(cluster, 1);
 }
 
 bool Qcow2Writer::is_entry_sound(const ClusterEntry& entry) {

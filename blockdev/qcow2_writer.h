@@ -134,6 +134,7 @@ class Qcow2Writer final : public WritableImage {
   Attempt writable_slice(u64 offset, qcow2::L2Slice*& slice) REQUIRES_LOCK(mutex_);
   Attempt add_table(u64 l1_index) REQUIRES_LOCK(mutex_);
   Attempt check_slice(qcow2::L2Slice& slice) REQUIRES_LOCK(mutex_);
+  bool is_shared(const qcow2::ClusterEntry& entry) REQUIRES_LOCK(mutex_);
   bool is_entry_sound(const qcow2::ClusterEntry& entry) REQUIRES_LOCK(mutex_);
   Attempt failed_reservation(qcow2::Reserved result) REQUIRES_LOCK(mutex_);
   void start_ticket(WriteTicket& ticket, const Place& place) REQUIRES_LOCK(mutex_);
@@ -176,6 +177,7 @@ class Qcow2Writer final : public WritableImage {
   int write_header(WaitingIo& io);
   void take_back(qcow2::FlushPlan& plan) REQUIRES_LOCK(mutex_);
   void settle(qcow2::FlushPlan& plan) REQUIRES_LOCK(mutex_);
+  void end_move(qcow2::FlushPlan& plan) REQUIRES_LOCK(mutex_);
   void end_new_tables(const qcow2::FlushPlan& plan) REQUIRES_LOCK(mutex_);
   void free_clusters(std::vector<u64> clusters, WaitingIo& io);
   bool free_cluster(u64 cluster, u64 references, WaitingIo& io);
@@ -209,7 +211,7 @@ class Qcow2Writer final : public WritableImage {
   bool is_flush_waited_for_ GUARDED_BY(mutex_) = false;  // by a write
   int refusal_ GUARDED_BY(mutex_) = 0;
   std::vector<u64> pending_frees_ GUARDED_BY(mutex_);  // clusters to lower by one
-  base::Mutex flush_mutex_;  // one flush at a time; taken before mutex_
+  base::Mutex flush_mutex_;                            // one flush at a time; taken before mutex_
   // The flush's, and a resize's, which comes while none runs.
   std::array<u8, 512> header_sector_;
   u64 l1_offset_;
