@@ -2,6 +2,7 @@
 
 #include "blockdev/block_backend.h"
 #include "blockdev/qcow2_builder.h"
+#include "blockdev/qcow2_extensions.h"
 #include "vmm/base/ranges.h"
 
 namespace blockdev::qcow2 {
@@ -13,10 +14,7 @@ Error usage(fmt::format_string<Args...> format, Args&&... args) {
 }
 
 Result<void> check_backing(const NewImage& image) {
-  if (image.backing_name.size() > kMaxBackingNameBytes) {
-    return usage("the backing file's name has {} bytes (at most {})", image.backing_name.size(),
-                 kMaxBackingNameBytes);
-  }
+  TRY(check_backing_name(image.backing_name));
   if (image.backing_name.empty() != image.backing_format.empty()) {
     return usage("a backing file needs a name and a format");
   }

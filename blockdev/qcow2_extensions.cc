@@ -106,6 +106,17 @@ Result<Extensions> parse_extensions(const WireHeader& header, std::span<const u8
   return extensions;
 }
 
+Result<void> check_backing_name(const std::string& name) {
+  if (name.size() > kMaxBackingNameBytes) {
+    return make_error(ErrorKind::corrupt, "backing file name of {} bytes (at most {})", name.size(),
+                      kMaxBackingNameBytes);
+  }
+  if (!is_plain_text(name)) {
+    return make_error(ErrorKind::corrupt, "backing file name is not plain text");
+  }
+  return {};
+}
+
 Result<std::string> parse_backing_name(const WireHeader& header,
                                        std::span<const u8> first_cluster) {
   const u64 offset = header.backing_file_offset;
@@ -114,10 +125,6 @@ Result<std::string> parse_backing_name(const WireHeader& header,
   if (offset == 0 || size == 0) {
     return make_error(ErrorKind::corrupt, "backing file name at {:#x} with {} bytes", offset, size);
   }
-  if (size > kMaxBackingNameBytes) {
-    return make_error(ErrorKind::corrupt, "backing file name of {} bytes (at most {})", size,
-                      kMaxBackingNameBytes);
-  }
   if (offset < header.header_length || !base::contains(first_cluster.size(), offset, size)) {
     return make_error(ErrorKind::corrupt,
                       "backing file name at {:#x} is not between the header and the end of the "
@@ -125,9 +132,7 @@ Result<std::string> parse_backing_name(const WireHeader& header,
                       offset);
   }
   std::string name = text_of(first_cluster.subspan(offset, size));
-  if (!is_plain_text(name)) {
-    return make_error(ErrorKind::corrupt, "backing file name is not plain text");
-  }
+  TRY(check_backing_name(name));
   return name;
 }
 

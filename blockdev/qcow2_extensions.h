@@ -25,7 +25,10 @@ struct Extensions {
 // `first_cluster` is padded with zeros where the file ends early.
 Result<Extensions> parse_extensions(const WireHeader& header, std::span<const u8> first_cluster);
 
-// Empty: none. The name must lie behind the header, in the first cluster, and be plain text.
+// Whether the name may stand in an image: not too long, and plain text. Who writes one asks first.
+Result<void> check_backing_name(const std::string& name);
+
+// Empty: none. The name must lie behind the header, in the first cluster, and pass the check above.
 Result<std::string> parse_backing_name(const WireHeader& header, std::span<const u8> first_cluster);
 
 }  // namespace blockdev::qcow2

@@ -11,6 +11,7 @@
 
 #include "blockdev/block_backend.h"
 #include "blockdev/io_transfer.h"
+#include "blockdev/qcow2_extensions.h"
 #include "blockdev/qcow2_header.h"
 #include "blockdev/qcow2_header_writer.h"
 #include "blockdev/qcow2_map.h"
@@ -36,6 +37,12 @@ Result<FirstCluster> read_first(const base::Fd& fd) {
   return first;
 }
 
+Result<void> check_not_marked(const Header& header) {
+  if ((header.wire.incompatible_features & kCorrupt) == 0) return {};
+  return make_error(ErrorKind::corrupt, "it is marked corrupt")
+      .with_hint("quicksave image check -r all FILE");
+}
+
 // What the tables say must be right before some of it is forgotten.
 Result<Header> check_sound(const base::Fd& fd) {
   const CheckReport found = TRY(check_image(fd));
@@ -46,6 +53,7 @@ Result<Header> check_sound(const base::Fd& fd) {
   }
   const u64 file_bytes = TRY(base::file_size(fd));
   Header header = TRY(read_header(fd, file_bytes));
+  TRY(check_not_marked(header));
   if (header.snapshot_count != 0) {
     return make_error(ErrorKind::unsupported, "its {} internal snapshots share its clusters",
                       header.snapshot_count)
@@ -177,7 +185,9 @@ Result<void> write_all_at_once(const base::Fd& fd, const FirstCluster& first,
 
 Result<void> set_backing_file(const base::Fd& fd, const std::string& name,
                               const std::string& format) {
+  TRY(check_backing_name(name));
   const FirstCluster first = TRY(read_first(fd));
+  TRY(check_not_marked(first.header));
   HeaderParts parts = parts_with(first, name, format);
   HeaderArea area = TRY(compose_area(first, parts));
   if (!area.is_one_write) {
@@ -213,8 +223,14 @@ Result<void> set_backing_name(const base::Fd& fd, const std::string& name) {
   return set_backing_file(fd, name, header.backing_format);
 }
 
+Result<void> check_can_be_emptied(const base::Fd& fd) {
+  TRY(check_sound(fd));
+  return {};
+}
+
 Result<void> empty_image(const base::Fd& fd) {
   const Header header = TRY(check_sound(fd));
+  TRY(clear_autoclear_bits(fd));
   // Each entry that is cleared leaves the disk as it is: the backing file holds the same.
   TRY(zero_range(fd, header.l1_offset, u64{header.wire.l1_size} * sizeof(be64)));
   TRY(base::sync_file(fd));
@@ -234,6 +250,7 @@ Result<void> clear_l2_tail(const base::Fd& fd, const Geometry& geometry, u64 l2_
 
 Result<void> shrink_image(const base::Fd& fd, u64 size_bytes) {
   const Header header = TRY(check_sound(fd));
+  TRY(clear_autoclear_bits(fd));
   const Geometry geometry(header.cluster_bits, header.has_extended_l2);
   const be64 size = size_bytes;
   TRY(write_synced(fd, {reinterpret_cast<const u8*>(&size), sizeof size},

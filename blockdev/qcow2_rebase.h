@@ -26,6 +26,9 @@ Result<void> set_backing_file(const base::Fd& fd, const std::string& name,
 // The same for the name alone; does nothing if that is the name already.
 Result<void> set_backing_name(const base::Fd& fd, const std::string& name);
 
+// Whether empty_image() would: the image is sound, and nothing in it is shared.
+Result<void> check_can_be_emptied(const base::Fd& fd);
+
 // Forgets all content: the disk reads as its backing file. Space goes back to the host.
 // REQUIRES: the backing file holds the same; a crash leaves some of it there and some not.
 Result<void> empty_image(const base::Fd& fd);

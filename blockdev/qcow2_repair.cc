@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "blockdev/qcow2_checker.h"
+#include "blockdev/qcow2_header.h"
 #include "vmm/base/ranges.h"
 
 namespace blockdev::qcow2 {
@@ -181,16 +182,9 @@ Result<void> clear_marks(const base::Fd& fd, const WireHeader& wire) {
   return base::sync_file(fd);
 }
 
-// Bits of features that are not known here are cleared before the first write (qcow2.rst,
-// "autoclear_features").
-Result<void> clear_autoclear_bits(const base::Fd& fd, const WireHeader& wire) {
-  if (wire.version < 3 || wire.autoclear_features == 0) return {};
-  TRY(write_be64(fd, offsetof(WireHeader, autoclear_features), 0));
-  return base::sync_file(fd);
-}
-
-Result<void> repair_refcounts(const base::Fd& fd, RepairScope scope, const Checker& checker,
-                              const CheckReport& found) {
+Result<void> repair_refcounts(const base::Fd& fd, RepairScope scope) {
+  Checker checker = TRY(Checker::create(fd));
+  const CheckReport found = TRY(checker.run());
   if (scope == RepairScope::all) {
     if (!has_usable_structure(checker, found)) {
       // What is not counted gets no refcount: as good as freed.
@@ -201,7 +195,11 @@ Result<void> repair_refcounts(const base::Fd& fd, RepairScope scope, const Check
                         found.bad_references)
           .with_hint("convert what can be read of it into a new image");
     }
-    if (found.too_low_refcounts != 0) TRY(adjust_refcounts(fd, checker, Direction::raise));
+    if (found.too_low_refcounts != 0) {
+      TRY(adjust_refcounts(fd, checker, Direction::raise));
+      // By what is in the file now, which may have become longer.
+      return repair_refcounts(fd, RepairScope::leaks);
+    }
   }
   const bool is_all_counted =
       found.bad_references == 0 && found.bad_structures == 0 && found.check_errors == 0;
@@ -215,18 +213,28 @@ u64 difference(u64 before, u64 after) {
 
 }  // namespace
 
+Result<void> clear_autoclear_bits(const base::Fd& fd) {
+  const u64 file_bytes = TRY(base::file_size(fd));
+  const WireHeader wire = TRY(read_header_to_check(fd, file_bytes));
+  if (wire.version < 3 || wire.autoclear_features == 0) return {};
+  TRY(write_be64(fd, offsetof(WireHeader, autoclear_features), 0));
+  return base::sync_file(fd);
+}
+
 Result<RepairReport> repair_image(const base::Fd& fd, RepairScope scope) {
   TRY(base::sync_file(fd));  // references that are read here are durable before any refcount falls
   Checker checker = TRY(Checker::create(fd));
   const CheckReport found = TRY(checker.run());
   const bool is_sound = found.corruptions + found.leaks + found.check_errors == 0;
   if (!is_sound) {
-    TRY(clear_autoclear_bits(fd, checker.wire()));
-    TRY(repair_refcounts(fd, scope, checker, found));
+    TRY(clear_autoclear_bits(fd));
+    TRY(repair_refcounts(fd, scope));
     Checker again = TRY(Checker::create(fd));
     const CheckReport rest = TRY(again.run());
     const bool has_only_flags = rest.corruptions == rest.wrong_copied_flags;
-    if (rest.wrong_copied_flags != 0 && (scope == RepairScope::all || has_only_flags)) {
+    // What a damaged entry takes for a table may be data.
+    const bool is_safe = scope == RepairScope::all ? rest.bad_references == 0 : has_only_flags;
+    if (rest.wrong_copied_flags != 0 && is_safe) {
       TRY(repair_copied_flags(fd, again));
     }
   }

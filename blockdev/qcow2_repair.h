@@ -4,7 +4,8 @@
 // not, and stays as it is. While there is one, nothing is freed: what looks leaked may be what the
 // damaged entry referred to. (qemu-img frees it.)
 //
-//   leaks   refcounts that are too high; COPIED flags if no other damage is left
+//   leaks   refcounts that are too high; COPIED flags if no other damage is left (with `all`, if
+//           each entry that is left makes sense)
 //   all     refcounts too low as well; refcount structures that cannot be used are written anew,
 //           behind everything else
 //
@@ -27,6 +28,10 @@ struct RepairReport {
   u64 corruptions_fixed = 0;
   CheckReport after;
 };
+
+// Bits of features that are not known here go before the first write (qcow2.rst,
+// "autoclear_features").
+Result<void> clear_autoclear_bits(const base::Fd& fd);
 
 Result<RepairReport> repair_image(const base::Fd& fd, RepairScope scope);
 

@@ -101,6 +101,20 @@ TEST(Qcow2Rebase, EmptiedImageGivesItsSpaceBack) {
   }
 }
 
+// They say of something that it fits the content (qcow2.rst, "autoclear_features").
+TEST(Qcow2Rebase, UnknownAutoclearBitsGoWithTheFirstChange) {
+  SKIP_WITHOUT_QEMU_TOOLS();
+  for (const bool is_shrunk : {false, true}) {
+    const TempDir dir;
+    const std::string image = dir.path("a.qcow2");
+    make_image(image, "compat=1.1");
+    poke_be64(image, 88, 0x20);
+    const base::Fd fd = base::open_file(image, O_RDWR).value();
+    ASSERT_TRUE(is_shrunk ? qcow2::shrink_image(fd, base::kMiB) : qcow2::empty_image(fd));
+    EXPECT_EQ(be64_at(read_file(image), 88), 0u);
+  }
+}
+
 TEST(Qcow2Rebase, DamagedOrSharedClustersAreNotForgotten) {
   SKIP_WITHOUT_QEMU_TOOLS();
   const TempDir dir;

@@ -159,6 +159,47 @@ TEST(Qcow2Repair, NothingIsFreedWhileAnEntryMakesNoSense) {
   EXPECT_EQ(check_status(image), kClean);
 }
 
+// What an entry of the L1 table takes for a table may be what the guest has written.
+TEST(Qcow2Repair, DataIsNotTakenForATable) {
+  SKIP_WITHOUT_QEMU_TOOLS();
+  const TempDir dir;
+  const std::string image = dir.path("a.qcow2");
+  make_image(image, "cluster_size=4k");
+  const Tables tables(image);
+  for (u64 i = 0; i < tables.cluster / 8; ++i) {
+    poke_be64(image, tables.data + i * 8, qcow2::kCopied | (100 + i) << 12);
+  }
+  poke_be64(image, tables.l1 + 8, qcow2::kCopied | (tables.data + 0x200));
+  const std::vector<u8> before = read_file(image);
+  ASSERT_TRUE(repair(image, RepairScope::all));
+  const std::vector<u8> after = read_file(image);
+  const auto data = [&](const std::vector<u8>& file) {
+    const auto first = file.begin() + static_cast<std::ptrdiff_t>(tables.data);
+    return std::vector<u8>(first, first + static_cast<std::ptrdiff_t>(tables.cluster));
+  };
+  EXPECT_EQ(data(after), data(before));
+}
+
+// The file ends within the block whose refcounts are raised, and has a leak in it too.
+TEST(Qcow2Repair, BlockAtTheEndOfTheFileIsRepairedAtOnce) {
+  SKIP_WITHOUT_QEMU_TOOLS();
+  const TempDir dir;
+  const std::string image = dir.path("a.qcow2");
+  make_image(image, "compat=1.1");
+  const std::vector<u8> content = content_of(dir, image);
+  const Tables tables(image);
+  const u64 end = base::align_up(tables.file.size(), tables.cluster);
+  std::vector<u8> block(
+      tables.file.begin() + static_cast<std::ptrdiff_t>(tables.refcount_block),
+      tables.file.begin() + static_cast<std::ptrdiff_t>(tables.refcount_block) + 8);
+  poke_file(image, end, block);  // of the first four clusters: all others count nothing
+  tables.poke(tables.refcount_table, end);
+  EXPECT_EQ(check_status(image), kCorrupt);
+  ASSERT_TRUE(repair(image, RepairScope::all));
+  EXPECT_EQ(check_status(image), kClean);
+  EXPECT_EQ(content_of(dir, image), content);
+}
+
 TEST(Qcow2Repair, SoundImageIsNotTouched) {
   SKIP_WITHOUT_QEMU_TOOLS();
   const TempDir dir;

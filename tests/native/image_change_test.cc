@@ -1,4 +1,5 @@
-// `quicksave image resize`, `rebase` and `commit`: images that are there, changed as qemu-img changes them.
+// `quicksave image resize`, `rebase` and `commit`: images that are there, changed as qemu-img
+// changes them.
 
 #include <algorithm>
 
@@ -85,7 +86,8 @@ TEST_F(Image, RebaseOntoAFirstBackingFileKeepsZeros) {
     shell("qemu-img convert -f qcow2 -O raw a.qcow2 a.raw && cmp a.raw expected.raw");
   }
   shell("qemu-img create -q -f qcow2 -o compat=0.10 old.qcow2 4M");
-  expect_refused({"rebase", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "old.qcow2"}, "version 2");
+  expect_refused({"rebase", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "old.qcow2"},
+                 "version 2");
 }
 
 // What QEMU leaves behind the end of a disk that it makes smaller, and what we do.
@@ -102,7 +104,9 @@ TEST_F(Image, DiskThatWasSmallerGrowsByZeros) {
       }
       image_ok({"resize", "-f", "qcow2", "a.qcow2", "3M"});
       shell("qemu-img check -q -f qcow2 a.qcow2");
-      shell("qemu-io -f qcow2 -r -c 'read -q -P 7 0 1049088' -c 'read -q -P 0 1049088 2096640' a.qcow2");
+      shell(
+          "qemu-io -f qcow2 -r -c 'read -q -P 7 0 1049088' -c 'read -q -P 0 1049088 2096640' "
+          "a.qcow2");
     }
   }
 }
@@ -174,6 +178,81 @@ TEST_F(Image, CommitPutsIntoTheBackingFileWhatQemuPutsThere) {
   expect_refused({"commit", "-f", "qcow2", "alone.qcow2"}, "no backing file");
   expect_refused({"commit", "-f", "qcow2", "top.qcow2"}, "names inside images");
   expect_refused({"commit", "-d", "-f", "qcow2", "top.qcow2"}, "-d");
+}
+
+// Everything that can be known is looked at before the first byte is written below.
+TEST_F(Image, CommitThatIsRefusedLeavesWhatLiesBelowAlone) {
+  const auto refuse = [&](const std::string& damage, const std::string& named,
+                          std::vector<std::string> more = {}) {
+    SCOPED_TRACE(damage);
+    shell("rm -rf other && mkdir other && qemu-img create -q -f qcow2 base.qcow2 1M");
+    shell("qemu-io -f qcow2 -c 'write -q -P 1 0 1M' base.qcow2 && cp base.qcow2 other");
+    shell("qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2");
+    shell("qemu-io -f qcow2 -c 'write -q -P 2 0 128k' top.qcow2 && " + damage);
+    const std::string before = hash_of("base.qcow2") + hash_of("other/base.qcow2");
+    const std::string top = hash_of("top.qcow2");
+    std::vector<std::string> words = {"commit", "-f", "qcow2", "top.qcow2"};
+    if (more.empty()) more = {"--backing-dir", "."};
+    words.insert(words.end(), more.begin(), more.end());
+    expect_refused(words, named);
+    EXPECT_EQ(hash_of("base.qcow2") + hash_of("other/base.qcow2"), before);
+    EXPECT_EQ(hash_of("top.qcow2"), top);
+  };
+  refuse("qemu-img snapshot -c one top.qcow2", "internal snapshots");
+  refuse("printf '\\2' | dd of=top.qcow2 bs=1 seek=79 conv=notrunc", "marked corrupt");
+  refuse("true", "names \"base.qcow2\"", {"--backing", "other/base.qcow2:qcow2"});
+}
+
+TEST_F(Image, MarkOfCorruptionIsNotTakenAwayInPassing) {
+  shell("qemu-img create -q -f qcow2 a.qcow2 1M");
+  shell("printf '\\2' | dd of=a.qcow2 bs=1 seek=79 conv=notrunc");
+  const std::string before = hash_of("a.qcow2");
+  expect_refused({"resize", "--shrink", "-f", "qcow2", "a.qcow2", "512k"}, "marked corrupt");
+  expect_refused({"rebase", "-u", "-f", "qcow2", "-b", "", "a.qcow2"}, "marked corrupt");
+  EXPECT_EQ(hash_of("a.qcow2"), before);
+}
+
+// By a name that no reader takes, an image would be lost.
+TEST_F(Image, BackingNameThatCannotBeReadIsNotWritten) {
+  shell("qemu-img create -q -f qcow2 base.qcow2 1M");
+  shell("qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 a.qcow2");
+  const std::string before = hash_of("a.qcow2");
+  std::string longest;
+  for (int i = 0; i < 512; ++i) longest += "./";
+  longest += "base.qcow2";
+  shell("cp base.qcow2 $(printf 'c\\033')");
+  for (const auto& [name, named] : std::vector<std::pair<std::string, std::string>>{
+           {longest, "at most 1023"}, {"c\033", "not plain text"}}) {
+    expect_refused({"rebase", "-u", "-f", "qcow2", "-b", name, "-F", "qcow2", "a.qcow2"}, named);
+    expect_refused({"rebase", "-f", "qcow2", "--backing", "base.qcow2:qcow2", "-b", name, "-F",
+                    "qcow2", "a.qcow2"},
+                   named);
+    expect_refused({"create", "-u", "-f", "qcow2", "-b", name, "-F", "qcow2", "new.img", "1M"},
+                   named);
+  }
+  EXPECT_EQ(hash_of("a.qcow2"), before);
+}
+
+TEST_F(Image, EmptyNameIsNoName) {
+  shell("qemu-img create -q -f qcow2 base.qcow2 1M");
+  shell("qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 a.qcow2");
+  expect_refused({"create", "-f", "qcow2", "-b", "", "new.img", "1M"}, "empty");
+  expect_refused({"commit", "-f", "qcow2", "--backing-dir", ".", "-b", "", "a.qcow2"}, "empty");
+  expect_refused({"convert", "-f", "qcow2", "-O", "qcow2", "-B", "", "base.qcow2", "new.img"},
+                 "empty");
+}
+
+TEST_F(Image, CommitKnowsNamesAsTheImagesSpellThem) {
+  shell(
+      "mkdir s && cd s && qemu-img create -q -f qcow2 base.qcow2 1M && "
+      "qemu-img create -q -f qcow2 -b ./base.qcow2 -F qcow2 mid.qcow2 && "
+      "qemu-img create -q -f qcow2 -b mid.qcow2 -F qcow2 top.qcow2 && "
+      "qemu-io -f qcow2 -c 'write -q -P 7 0 64k' top.qcow2");
+  for (const char* name : {"base.qcow2", "s/base.qcow2", "./s/base.qcow2", "./base.qcow2"}) {
+    SCOPED_TRACE(name);
+    image_ok({"commit", "-f", "qcow2", "--backing-dir", "s", "-b", name, "s/top.qcow2"});
+  }
+  shell("qemu-io -r -f qcow2 -c 'read -q -P 7 0 64k' s/base.qcow2");
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include "blockdev/disk.h"
 #include "blockdev/disk_sink.h"
+#include "blockdev/qcow2_header.h"
 #include "blockdev/qcow2_image.h"
 #include "blockdev/qcow2_rebase.h"
 #include "vmm/base/ranges.h"
@@ -116,8 +117,10 @@ Result<u64> target_depth(const CommitOptions& options, const DiskSpec& spec,
   if (options.base.empty()) return u64{1};
   const std::vector<std::string> names = names_of(spec, chain);
   for (u64 depth = 1; depth < chain.images.size(); ++depth) {
-    const bool is_named = options.base == names[depth] || options.base == chain.images[depth].path;
-    if (is_named) return depth;
+    // As the user would open it, or as the image above it may name it.
+    const std::string as_above = full_backing_name(names[depth - 1], options.base);
+    if (is_file_at(options.base, chain.images[depth])) return depth;
+    if (is_file_at(as_above, chain.images[depth])) return depth;
   }
   return make_error(ErrorKind::usage, "-b {}: no image of that name lies below \"{}\"",
                     options.base, options.image.file);
@@ -152,6 +155,19 @@ DiskSpec spec_from(const std::vector<ImageIdentity>& images, u64 depth) {
     spec.backing.push_back({images[i].path, images[i].format});
   }
   return spec;
+}
+
+// Emptied, it shows what its own name leads to.
+Result<void> check_can_be_emptied(const ImageFile& top, const ImageIdentity& below) {
+  const std::string context = fmt::format("\"{}\"", top.identity.path);
+  TRY_CONTEXT(blockdev::qcow2::check_can_be_emptied(top.fd), context);
+  const auto header = TRY(blockdev::qcow2::read_header(top.fd, top.identity.size_bytes));
+  if (is_file_at(full_backing_name(top.identity.path, header.backing_name), below)) return {};
+  return make_error(
+             ErrorKind::usage,
+             "{} would be empty afterwards and names \"{}\", not \"{}\", as its backing file",
+             context, header.backing_name, below.path)
+      .with_hint("image rebase -u names another; or -b FILE, which empties nothing");
 }
 
 Result<void> commit_into(Disk& target, const LayerList& layers,
@@ -229,6 +245,8 @@ Result<int> commit(const CommitOptions& options) {
     images = chain.images;
   }
   const Upper upper = TRY(open_upper(images, depth));
+  // Before anything is written.
+  if (options.base.empty()) TRY(check_can_be_emptied(upper.files.front(), images[1]));
   {
     const std::unique_ptr<Disk> target = TRY(open_to_write(spec_from(images, depth)));
     TRY(commit_into(*target, upper.layers, progress_line(options.progress)));

@@ -39,6 +39,13 @@ void many(CLI::Option* option) {
       CLI::MultiOptionPolicy::TakeAll);
 }
 
+// A variable of a script that is not set is no file.
+void not_empty(CLI::Option* option) {
+  option->check([](const std::string& word) {
+    return word.empty() ? std::string("the name is empty") : std::string();
+  });
+}
+
 void add_format(CLI::App& verb, std::string& format, const char* option = "-f") {
   verb.add_option(option, format, "its format: qcow2 or raw; never guessed");
 }
@@ -113,7 +120,8 @@ void add_create(CLI::App& app, Work& work) {
   verb.add_option("FILE", given->file, "the image")->required();
   verb.add_option("SIZE", given->size, "of the disk: 512M, 2G; default: the backing file's");
   add_format(verb, given->format);
-  verb.add_option("-b", given->backing_file, "backing file, relative to FILE's directory");
+  not_empty(
+      verb.add_option("-b", given->backing_file, "backing file, relative to FILE's directory"));
   verb.add_option("-F", given->backing_format, "its format: qcow2 or raw");
   verb.add_flag_callback(
       "-u", [given] { given->backing_exists = BackingExists::assumed; },
@@ -154,8 +162,8 @@ void add_convert(CLI::App& app, Work& work) {
   add_format(verb, given->source.format);
   add_below(verb, given->source);
   verb.add_option("-O", given->target_format, "the target's format: raw (default) or qcow2");
-  verb.add_option("-B", given->backing_file,
-                  "the target's backing file: what it reads the same is left out");
+  not_empty(verb.add_option("-B", given->backing_file,
+                            "the target's backing file: what it reads the same is left out"));
   verb.add_option("-F", given->backing_format, "its format: qcow2 or raw");
   verb.add_flag_callback(
       "-n", [given] { given->target_exists = TargetExists::yes; },
@@ -202,7 +210,7 @@ void add_commit(CLI::App& app, Work& work) {
       ->required();
   add_format(verb, given->image.format);
   add_below(verb, given->image);
-  verb.add_option("-b", given->base, "an image further down the chain");
+  not_empty(verb.add_option("-b", given->base, "an image further down the chain"));
   add_progress(verb, given->progress);
   set_work(verb, work, [given] { return commit(*given); });
 }

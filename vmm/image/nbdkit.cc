@@ -7,7 +7,10 @@
 #include <unistd.h>
 
 #include <array>
+#include <cerrno>
 #include <cstdlib>
+
+#include "vmm/control/output.h"
 
 namespace image {
 namespace {
@@ -16,6 +19,7 @@ constexpr const char* kPluginName = "nbdkit-quicksave-plugin.so";
 // sd_listen_fds(3): the first descriptor that is handed on is 3.
 constexpr int kListenerFd = 3;
 constexpr int kReadyFd = 4;
+constexpr int kPatienceMs = 5000;
 // Beyond both, so that neither is overwritten before it is moved there.
 constexpr int kFirstFreeFd = 10;
 
@@ -150,8 +154,21 @@ Result<void> NbdkitProcess::wait_until_ready() {
   return std::move(error).with_hint(text.substr(line + 1));
 }
 
+// nbdkit itself waits for its clients, one that is idle too, for as long as they like.
 Result<void> NbdkitProcess::wait_for_end() {
-  while (pid_ > 0) take_signal();
+  while (pid_ > 0) {
+    pollfd signal{signals_.get(), POLLIN, 0};
+    const int ready = ::poll(&signal, 1, was_asked_to_end_ ? kPatienceMs : -1);
+    if (ready < 0 && errno != EINTR) return errno_error("wait for nbdkit");
+    if (ready > 0) take_signal();
+    if (ready != 0) continue;
+    control::warn(
+        fmt::format("a client is still connected after {} s: it is cut off", kPatienceMs / 1000));
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, &status_, 0);
+    pid_ = -1;
+    return {};
+  }
   if (was_asked_to_end_ && WIFEXITED(status_) && WEXITSTATUS(status_) == 0) return {};
   return make_error(ErrorKind::failed, "nbdkit ended ({})", describe_status(status_));
 }

@@ -21,14 +21,9 @@ using blockdev::ImageChain;
 using blockdev::ImageFormat;
 using blockdev::ImageIdentity;
 
-bool is_file_at(const std::string& path, const ImageIdentity& image) {
-  struct stat status {};
-  return ::stat(path.c_str(), &status) == 0 && status.st_dev == image.device &&
-         status.st_ino == image.inode;
-}
-
+// In the words of these verbs, not in those of --disk.
 Error with_backing_hint(Error error) {
-  if (error.kind() != ErrorKind::denied) return error;
+  if (error.hint().find("backing=") == std::string::npos) return error;
   return std::move(error).with_hint(
       "--backing FILE:FORMAT says where it is; or --backing-dir DIR lets names be followed");
 }
@@ -100,6 +95,12 @@ Result<std::unique_ptr<blockdev::Disk>> open_to_write(DiskSpec spec,
   TRY(check_may_write(spec.path));
   for (const std::string& text : (*disk)->warnings) warn(text);
   return disk;
+}
+
+bool is_file_at(const std::string& path, const ImageIdentity& image) {
+  struct stat status {};
+  return ::stat(path.c_str(), &status) == 0 && status.st_dev == image.device &&
+         status.st_ino == image.inode;
 }
 
 std::string full_backing_name(const std::string& image, const std::string& backing) {

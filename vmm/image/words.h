@@ -53,6 +53,9 @@ std::vector<std::string> names_of(const blockdev::DiskSpec& spec,
 // A name that stands inside an image is relative to the image's directory.
 std::string full_backing_name(const std::string& image, const std::string& backing);
 
+// Whether the path leads to that file.
+bool is_file_at(const std::string& path, const blockdev::ImageIdentity& image);
+
 // Whether tools would take it for a file's name.
 Result<void> check_backing_name(const std::string& name);
 
