@@ -134,12 +134,11 @@ void Serial::write_register(u64 offset, u8 value) {
       case kScratch: state_.scratch = value; break;
       default: break;  // LSR and MSR are read-only
     }
-    // The byte has left before the guest hears that the transmitter is empty: the lock is dropped
-    // for the sink, but the vCPU that wrote is still in this call.
+    // The byte has left before another vCPU hears that the transmitter is empty.
+    if (sent) sink_.write(*sent);
     drive_line();
     room = take_refusal();
   }
-  if (sent) sink_.write(*sent);
   if (room) sink_.input_room();
 }
 

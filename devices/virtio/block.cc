@@ -14,7 +14,6 @@ constexpr u64 kSizeMax = u64{1} << 1;       // VIRTIO_BLK_F_SIZE_MAX
 constexpr u64 kSegMax = u64{1} << 2;        // VIRTIO_BLK_F_SEG_MAX
 constexpr u64 kReadOnly = u64{1} << 5;      // VIRTIO_BLK_F_RO
 constexpr u64 kBlkSize = u64{1} << 6;       // VIRTIO_BLK_F_BLK_SIZE
-constexpr u64 kFlush = u64{1} << 9;         // VIRTIO_BLK_F_FLUSH
 constexpr u64 kTopology = u64{1} << 10;     // VIRTIO_BLK_F_TOPOLOGY
 constexpr u64 kMultiQueue = u64{1} << 12;   // VIRTIO_BLK_F_MQ
 constexpr u64 kDiscard = u64{1} << 13;      // VIRTIO_BLK_F_DISCARD
@@ -23,7 +22,7 @@ constexpr u64 kWriteZeroes = u64{1} << 14;  // VIRTIO_BLK_F_WRITE_ZEROES
 
 u64 features_of(const blockdev::BlockBackend& backend, u32 queue_count) {
   using namespace feature;
-  u64 features = kSizeMax | kSegMax | kBlkSize | kFlush | kTopology;
+  u64 features = kSizeMax | kSegMax | kBlkSize | kFeatureFlush | kTopology;
   features |= backend.is_read_only() ? kReadOnly : kDiscard | kWriteZeroes;
   if (queue_count > 1) features |= kMultiQueue;
   return features;

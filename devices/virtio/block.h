@@ -22,6 +22,8 @@
 
 namespace devices::virtio {
 
+inline constexpr u64 kFeatureFlush = u64{1} << 9;  // VIRTIO_BLK_F_FLUSH
+
 // What happens to a request when the disk's host file system is full.
 enum class OnNoSpace : u8 {
   pause,  // the request waits and the machine is told to pause; resume() tries again

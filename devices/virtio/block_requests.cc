@@ -201,10 +201,18 @@ void BlockRequests::submit_next_piece(Slot& slot) {
   disk_->submit(slot);
 }
 
+void BlockRequests::submit_flush(Slot& slot) {
+  slot.op = BlockOp::flush;
+  slot.offset_bytes = slot.length_bytes = 0;
+  slot.buffers = {};
+  disk_->submit(slot);
+}
+
 void BlockRequests::on_done(blockdev::BlockRequest& request, BlockStatus status) {
   Slot& slot = static_cast<Slot&>(request);
   if (status == BlockStatus::ok && slot.range_next == slot.range_count) {
-    finish(slot, Status::ok);
+    const bool is_change = slot.op != BlockOp::read && slot.op != BlockOp::flush;
+    is_change&& is_written_through_ ? submit_flush(slot) : finish(slot, Status::ok);
   } else if ((status == BlockStatus::ok && slot.sink->must_yield()) ||
              status == BlockStatus::not_begun) {
     hold(slot);

@@ -57,6 +57,10 @@ class BlockRequests final : public QueueHandler, private blockdev::BlockClient {
   BlockRequests(const BlockLimits& limits, memory::GuestMemory& memory, MachineEvents& machine,
                 std::unique_ptr<blockdev::BlockQueue> disk);
 
+  // 5.2.6.1: a driver that cannot flush has what it wrote made durable before it is told.
+  void use_features(u64 driver_features) override {
+    is_written_through_ = (driver_features & kFeatureFlush) == 0;
+  }
   bool can_begin() const override {
     return !free_slots_.empty() && in_flight_bytes_ < kMaxInFlightBytes;
   }
@@ -95,6 +99,7 @@ class BlockRequests final : public QueueHandler, private blockdev::BlockClient {
 
   bool is_transfer(u64 sector, u64 length_bytes) const;
   void submit_next_piece(Slot& slot);
+  void submit_flush(Slot& slot);
   void on_done(blockdev::BlockRequest& request, blockdev::BlockStatus status) override;
   void finish(Slot& slot, Status status);
   static u32 used_length(const Slot& slot, Status status);
@@ -107,6 +112,7 @@ class BlockRequests final : public QueueHandler, private blockdev::BlockClient {
   std::unique_ptr<Slot[]> slots_;
   std::vector<Slot*> free_slots_;  // last in, first out: few slots stay warm
   u64 in_flight_bytes_ = 0;        // of reads and writes
+  bool is_written_through_ = false;
   std::unique_ptr<blockdev::BlockQueue> disk_;
 };
 

@@ -37,6 +37,8 @@ enum class BeginResult : u8 {
 class QueueHandler {
  public:
   virtual ~QueueHandler() = default;
+  // What the driver has negotiated, before the queue starts.
+  virtual void use_features(u64 /*driver_features*/) {}
   // Whether begin() has room for one more. While it has not, chains stay in the ring.
   virtual bool can_begin() const { return true; }
   // REQUIRES: can_begin(). `chain` is valid during the call.

@@ -171,7 +171,9 @@ void MmioDevice::start_queues() {
       (state_.driver_features & kFeatureIndirect) != 0 ? Indirect::on : Indirect::off;
   for (u32 index = 0; index < runners_.size(); ++index) {
     const QueueState& queue = state_.queues[index];
-    if (queue.ready) runners_[index]->start(queue, event_index, indirect);
+    if (!queue.ready) continue;
+    type_->queue_handler(index).use_features(state_.driver_features);
+    runners_[index]->start(queue, event_index, indirect);
   }
 }
 

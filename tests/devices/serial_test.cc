@@ -34,6 +34,26 @@ TEST(Serial, WritesGoToTheSinkInOrder) {
   EXPECT_EQ(rig.in(kLsr), 0x60);
 }
 
+// Another vCPU may answer the interrupt with the next byte.
+TEST(Serial, ByteHasLeftBeforeTheInterruptComes) {
+  struct Sink final : SerialSink {
+    explicit Sink(const test::FakeIrqLine& line) : irq(line) {}
+    void write(u8) override { was_high = irq.is_high(); }
+    const test::FakeIrqLine& irq;
+    bool was_high = true;
+  };
+  test::FakeIrqLine irq;
+  Sink sink(irq);
+  Serial serial(irq, sink);
+  const auto out = [&](u64 offset, u8 value) { serial.write(offset, {&value, 1}); };
+  out(kIer, 0x02);
+  u8 identity = 0;
+  serial.read(kIir, {&identity, 1});
+  out(kData, 'x');
+  EXPECT_FALSE(sink.was_high);
+  EXPECT_TRUE(irq.is_high());
+}
+
 TEST(Serial, DivisorLatchHidesDataAndInterruptEnable) {
   Rig rig;
   rig.out(kIer, 0x05);

@@ -116,6 +116,21 @@ TEST(Block, FlushReachesTheDisk) {
   EXPECT_EQ(rig.disk.flushes, 1);
 }
 
+TEST(Block, DriverThatCannotFlushHasItsWritesMadeDurable) {
+  BlockRig rig;
+  rig.start(kFeatureVersion1);
+  EXPECT_EQ(rig.answer(kIn, 0, {{BlockRig::kPayload, 512, kWrite}}), kOk);
+  EXPECT_EQ(rig.disk.flushes, 0);
+  EXPECT_EQ(rig.answer(kOut, 0, {{BlockRig::kPayload, 512}}), kOk);
+  EXPECT_EQ(rig.disk.flushes, 1);
+  EXPECT_EQ(answer_ranges(rig, kWriteZeroes, {{0, 8, 0}, {16, 8, 0}}), kOk);
+  EXPECT_EQ(rig.disk.flushes, 2);
+  BlockRig other;
+  other.start(kFeatureVersion1 | kFeatureFlush);
+  EXPECT_EQ(other.answer(kOut, 0, {{BlockRig::kPayload, 512}}), kOk);
+  EXPECT_EQ(other.disk.flushes, 0);
+}
+
 TEST(Block, GetIdAnswersTheSerialPadded) {
   BlockRig rig;
   rig.start();
