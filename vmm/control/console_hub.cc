@@ -26,6 +26,7 @@ namespace {
 // Enough for people and for a few programs; each may hold a backlog.
 constexpr std::size_t kMaximumClients = 16;
 constexpr u64 kInputRetryMs = 20;
+constexpr u64 kAcceptRetryMs = 100;
 constexpr u64 kFinishMs = 1000;
 
 }  // namespace
@@ -76,6 +77,7 @@ struct ConsoleHub::Impl : std::enable_shared_from_this<ConsoleHub::Impl> {
   Result<void> open_stdio();
   void drain();
   void write_log(std::span<const u8> bytes);
+  void watch_listener();
   bool accept_ready();
   void watch_input(int fd);
   bool input_ready(int fd);
@@ -155,10 +157,22 @@ void ConsoleHub::mark_log(std::string_view line) {
 
 // --- to the guest ----------------------------------------------------------------------------
 
+void ConsoleHub::Impl::watch_listener() {
+  loop.watch_readable(listener.get(), [this] { return accept_ready(); });
+}
+
 bool ConsoleHub::Impl::accept_ready() {
   for (;;) {
     Result<base::Fd> client = accept_unix(listener);
-    if (!client || !*client) return static_cast<bool>(client);
+    if (!client) {
+      // Out of descriptors, most likely. The one that waits would wake us for ever.
+      base::log(base::LogLevel::warning, "console socket: {}", client.error().message());
+      loop.call_after_ms(kAcceptRetryMs, [weak = weak_from_this()] {
+        if (const auto self = weak.lock()) self->watch_listener();
+      });
+      return false;
+    }
+    if (!*client) return true;
     if (clients.size() >= kMaximumClients) continue;
     clients.push_back(
         std::make_shared<ConsoleReader>(loop, std::move(*client), options.backlog_bytes));
@@ -292,7 +306,7 @@ Result<void> ConsoleHub::Impl::open() {
   }
   if (!options.socket_path.empty()) {
     listener = TRY(listen_unix(options.socket_path));
-    loop.watch_readable(listener.get(), [this] { return accept_ready(); });
+    watch_listener();
   }
   if (options.target == ConsoleTarget::stdio) TRY(open_stdio());
   loop.watch_readable(wake.fd().get(), [this] {
