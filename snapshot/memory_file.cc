@@ -198,6 +198,28 @@ Result<base::Fd> open_memory_file(const base::Fd& directory, const MemoryLayer& 
   return open_sized_file(directory, layer.file, layer.size_bytes);
 }
 
+Result<std::vector<memory::FilePart>> data_parts(const base::Fd& directory,
+                                                 const MemoryLayer& layer) {
+  const base::Bytes sums = TRY(read_sums(directory, layer));
+  ChunkSums zeros(kChunkBytes);
+  zeros.zero_chunk(kChunkPages);
+  const std::span<const u8> zero_sum = std::span(zeros.bytes()).subspan(sizeof(SumsHeader));
+  std::vector<memory::FilePart> parts;
+  for (u64 offset = 0; offset < layer.size_bytes; offset += kChunkBytes) {
+    const u64 at = sizeof(SumsHeader) + offset / kChunkBytes * zero_sum.size();
+    if (std::memcmp(&sums[at], zero_sum.data(), zero_sum.size()) == 0) continue;
+    const u64 bytes = std::min(kChunkBytes, layer.size_bytes - offset);
+    const bool goes_on =
+        !parts.empty() && parts.back().offset + parts.back().length_bytes == offset;
+    if (goes_on) {
+      parts.back().length_bytes += bytes;
+    } else {
+      parts.push_back({offset, bytes});
+    }
+  }
+  return parts;
+}
+
 Result<void> verify_memory_file(const base::Fd& directory, const MemoryLayer& layer) {
   const base::Bytes expected = TRY(read_sums(directory, layer));
   const base::Fd file = TRY(open_memory_file(directory, layer));

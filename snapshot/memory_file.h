@@ -6,11 +6,13 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "snapshot/manifest.h"
 #include "snapshot/memory_image.h"
 #include "vmm/base/fd.h"
 #include "vmm/base/result.h"
+#include "vmm/memory/guest_memory.h"
 
 namespace snapshot {
 
@@ -22,6 +24,11 @@ Result<MemoryLayer> write_memory_file(const base::Fd& directory, const MemoryIma
 
 // Opens what the manifest names, after checking size and kind; O_RDONLY.
 Result<base::Fd> open_memory_file(const base::Fd& directory, const MemoryLayer& layer);
+
+// Which parts of the memory file are not zeros, by its checksums: whole chunks, ascending, none
+// that touch each other. Does not read the file.
+Result<std::vector<memory::FilePart>> data_parts(const base::Fd& directory,
+                                                 const MemoryLayer& layer);
 
 // Reads everything. An Error of kind corrupt names the first chunk that differs.
 Result<void> verify_memory_file(const base::Fd& directory, const MemoryLayer& layer);

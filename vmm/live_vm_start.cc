@@ -179,7 +179,9 @@ Result<void> LiveVm::restore_object(const control::LaunchRequest& request,
   Machine::Parts parts;
   const base::Fd memory_file =
       TRY(snapshot::open_memory_file(object->directory(), manifest.memory[0]));
-  parts.memory = TRY(memory::GuestMemory::create_from_file(memory_file, config.memory_bytes));
+  const std::vector<memory::FilePart> data =
+      TRY(snapshot::data_parts(object->directory(), manifest.memory[0]));
+  parts.memory = TRY(memory::GuestMemory::create_from_file(memory_file, config.memory_bytes, data));
   parts.dirty_logging = kvm::DirtyLogging::on;
   std::vector<DiskMark> disks;
   for (std::size_t i = 0; i < config.disks.size(); ++i) {

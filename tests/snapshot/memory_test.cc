@@ -89,9 +89,35 @@ TEST(MemoryCopy, MemoryThatBeganAsAFileIsTakenWhole) {
   const MemoryLayer layer =
       write_memory_file(fd, *copy(*first, populated_pages(*first, RamOrigin::zeros))).value();
   const base::Fd file = open_memory_file(fd, layer).value();
-  auto second = GuestMemory::create_from_file(file, kBytes).value();
+  auto second = GuestMemory::create_from_file(file, kBytes, data_parts(fd, layer).value()).value();
   const auto image = copy(*second, populated_pages(*second, RamOrigin::file));
   EXPECT_TRUE(same(*image, bytes_of(*first)));
+}
+
+// On tmpfs a fault in a hole takes a page of the file system, for reading too.
+TEST(MemoryCopy, GuestThatTouchesZerosDoesNotFillTheFile) {
+  const TemporaryDirectory directory("/dev/shm");
+  constexpr u64 kSize = 5 * kChunkBytes / 2;
+  auto first = GuestMemory::create(kSize).value();
+  fill_page(*first, 0, 1);
+  fill_page(*first, kSize / base::kPageBytes - 1, 2);
+  const base::Fd fd = base::open_file(directory.path(), O_RDONLY | O_DIRECTORY).value();
+  const MemoryLayer layer =
+      write_memory_file(fd, *copy(*first, populated_pages(*first, RamOrigin::zeros))).value();
+  const std::vector<memory::FilePart> parts = data_parts(fd, layer).value();
+  ASSERT_EQ(parts.size(), 2u);
+  EXPECT_EQ(parts[0].length_bytes, kChunkBytes);
+  EXPECT_EQ(parts[1].offset, 2 * kChunkBytes);
+  EXPECT_EQ(parts[1].length_bytes, kChunkBytes / 2);
+  const base::Fd file = open_memory_file(fd, layer).value();
+  auto second = GuestMemory::create_from_file(file, kSize, parts).value();
+  EXPECT_TRUE(same(*copy(*second, populated_pages(*second, RamOrigin::file)), bytes_of(*first)));
+  struct stat before {};
+  ASSERT_EQ(::fstat(file.get(), &before), 0);
+  std::memset(second->quiet_ram().data() + kChunkBytes, 7, kChunkBytes);
+  struct stat after {};
+  ASSERT_EQ(::fstat(file.get(), &after), 0);
+  EXPECT_EQ(after.st_blocks, before.st_blocks);
 }
 
 TEST(MemoryCopy, DeltasOverDeltasAgreeWithAModel) {

@@ -39,16 +39,24 @@ Result<std::unique_ptr<GuestMemory>> GuestMemory::create(u64 ram_bytes) {
   return std::unique_ptr<GuestMemory>(new GuestMemory(std::move(mapping), layout(ram_bytes)));
 }
 
-Result<std::unique_ptr<GuestMemory>> GuestMemory::create_from_file(const base::Fd& file,
-                                                                   u64 ram_bytes) {
+// Zeros are not mapped from the file: on tmpfs a fault in a hole takes a page of the file system
+// for good, so a guest would fill it, and find a SIGBUS where it is full.
+Result<std::unique_ptr<GuestMemory>> GuestMemory::create_from_file(
+    const base::Fd& file, u64 ram_bytes, std::span<const FilePart> parts) {
   TRY(check_size(ram_bytes));
   // A file that is too short would answer a guest's access with SIGBUS.
   const u64 bytes = TRY(base::file_size(file));
   if (bytes != ram_bytes) {
     return make_error(ErrorKind::corrupt, "memory file has {} bytes, needs {}", bytes, ram_bytes);
   }
-  base::Mapping mapping = TRY(base::Mapping::of_file(file, ram_bytes, PROT_READ | PROT_WRITE,
-                                                     MAP_PRIVATE | MAP_NORESERVE));
+  base::Mapping mapping = TRY(base::Mapping::anonymous(ram_bytes));
+  for (const FilePart& part : parts) {
+    CHECK(base::contains(ram_bytes, part.offset, part.length_bytes));
+    const void* const at = ::mmap(mapping.data() + part.offset, part.length_bytes,
+                                  PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED,
+                                  file.get(), static_cast<off_t>(part.offset));
+    if (at == MAP_FAILED) return errno_error("map {} bytes of a memory file", part.length_bytes);
+  }
   return std::unique_ptr<GuestMemory>(new GuestMemory(std::move(mapping), layout(ram_bytes)));
 }
 
@@ -62,9 +70,8 @@ GuestMemory::GuestMemory(base::Mapping mapping, std::vector<RamRegion> regions)
 
 Result<void> GuestMemory::reset() {
   // A new mapping in the same place: dropping the pages would bring a snapshot file's content back.
-  void* const address =
-      ::mmap(mapping_.data(), mapping_.size_bytes(), PROT_READ | PROT_WRITE,
-             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  void* const address = ::mmap(mapping_.data(), mapping_.size_bytes(), PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   if (address == MAP_FAILED) return errno_error("map {} bytes of memory", mapping_.size_bytes());
   ::madvise(mapping_.data(), mapping_.size_bytes(), MADV_DONTDUMP);
   return {};
@@ -125,7 +132,8 @@ bool GuestMemory::store_release_u16(Gpa gpa, u16 value) {
   const std::optional<GuestBytes> bytes = writable(gpa, sizeof(u16));
   if (!bytes) return false;
   CHECK(base::is_aligned(gpa.value, sizeof(u16)));
-  std::atomic_ref<u16>(*reinterpret_cast<u16*>(bytes->data)).store(value, std::memory_order_release);
+  std::atomic_ref<u16>(*reinterpret_cast<u16*>(bytes->data))
+      .store(value, std::memory_order_release);
   return true;
 }
 

@@ -31,8 +31,8 @@
 
 namespace memory {
 
-inline constexpr u64 kLowRamLimit = 3 * base::kGiB;      // RAM below here, devices above
-inline constexpr u64 kHighRamStart = 4 * base::kGiB;     // RAM again
+inline constexpr u64 kLowRamLimit = 3 * base::kGiB;   // RAM below here, devices above
+inline constexpr u64 kHighRamStart = 4 * base::kGiB;  // RAM again
 inline constexpr u64 kMaximumRamBytes = 64 * base::kGiB;
 
 // One run of RAM that is contiguous for the guest.
@@ -40,6 +40,12 @@ struct RamRegion {
   Gpa gpa;
   u64 ram_offset;
   u64 length_bytes;
+};
+
+// Of a file, in whole pages.
+struct FilePart {
+  u64 offset = 0;
+  u64 length_bytes = 0;
 };
 
 // A checked range of guest RAM as a host address.
@@ -54,10 +60,10 @@ class GuestMemory final {
  public:
   // Zero-filled RAM. `ram_bytes` is a multiple of 4 KiB, 1 MiB to 64 GiB.
   static Result<std::unique_ptr<GuestMemory>> create(u64 ram_bytes);
-  // RAM that starts as a private, lazily read copy of `file`, which holds exactly `ram_bytes`. The
-  // file must not change while this object lives.
-  static Result<std::unique_ptr<GuestMemory>> create_from_file(const base::Fd& file,
-                                                               u64 ram_bytes);
+  // RAM that starts as a private, lazily read copy of `file`, which holds exactly `ram_bytes`; only
+  // `parts` of it are not zeros. The file must not change while this object lives.
+  static Result<std::unique_ptr<GuestMemory>> create_from_file(const base::Fd& file, u64 ram_bytes,
+                                                               std::span<const FilePart> parts);
 
   GuestMemory(const GuestMemory&) = delete;
   GuestMemory& operator=(const GuestMemory&) = delete;

@@ -21,9 +21,9 @@ inline constexpr u64 kRamBytes = 4 * base::kMiB;
 
 class TemporaryDirectory final {
  public:
-  TemporaryDirectory() {
-    char name[] = "/tmp/snapshot-test-XXXXXX";
-    path_ = ::mkdtemp(name);
+  explicit TemporaryDirectory(const std::string& parent = "/tmp")
+      : path_(parent + "/snapshot-test-XXXXXX") {
+    EXPECT_NE(::mkdtemp(path_.data()), nullptr);
   }
   ~TemporaryDirectory() {
     std::error_code ignored;
