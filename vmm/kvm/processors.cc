@@ -131,6 +131,7 @@ Result<void> Processors::validate(const ProcessorsState& state) const {
     }
   }
   TRY(check_controllers(state));
+  TRY(check_tsc(state));
   for (const std::unique_ptr<VcpuStateTransfer>& transfer : transfers_) {
     const u32 index = transfer->vcpu().index();
     TRY_CONTEXT(transfer->validate(state.vcpus[index], xcr0_), fmt::format("vCPU {}", index));
@@ -156,8 +157,20 @@ Result<void> Processors::check_controllers(const ProcessorsState& state) const {
     }
   }
   if (state.kvm_kind > KvmKind::pvm) return make_error(ErrorKind::corrupt, "unknown kind of KVM");
-  if (state.tsc_khz == 0) return make_error(ErrorKind::corrupt, "a TSC of 0 kHz");
   return {};
+}
+
+// A guest measures the TSC once, when it boots. What two measurements of one processor differ by,
+// KVM takes for the same too.
+Result<void> Processors::check_tsc(const ProcessorsState& state) const {
+  constexpr u64 kTolerance = 4000;  // 250 parts in a million
+  if (state.tsc_khz == 0) return make_error(ErrorKind::corrupt, "a TSC of 0 kHz");
+  const u64 difference = std::max(state.tsc_khz, tsc_khz_) - std::min(state.tsc_khz, tsc_khz_);
+  if (difference <= tsc_khz_ / kTolerance) return {};
+  return make_error(ErrorKind::unsupported,
+                    "taken where the TSC runs at {} kHz; here it runs at {} kHz, and the guest's "
+                    "timers would be wrong by as much",
+                    state.tsc_khz, tsc_khz_);
 }
 
 // Lines low, because loading the IOAPIC forgets which were high. All LAPICs before the IOAPIC: it

@@ -95,6 +95,7 @@ class Processors final : public base::StatefulOf<ProcessorsState> {
   Result<void> show_cpuid(std::span<const CpuidEntry> cpuid);
   bool any_vcpu_has_run() const;
   Result<void> check_controllers(const ProcessorsState& state) const;
+  Result<void> check_tsc(const ProcessorsState& state) const;
   Result<void> save_controllers(ProcessorsState& state) const;
   Result<void> restore_controllers(const ProcessorsState& state);
   Result<void> restore_timers(const ProcessorsState& state);

@@ -92,6 +92,7 @@ std::vector<Hostile> hostile_states() {
        }},
       {"kind of KVM", [](ProcessorsState& s) { s.kvm_kind = KvmKind{9}; }},
       {"TSC of 0 kHz", [](ProcessorsState& s) { s.tsc_khz = 0; }},
+      {"TSC of another rate", [](ProcessorsState& s) { s.tsc_khz += s.tsc_khz / 1000; }},
   };
 }
 
