@@ -56,8 +56,9 @@ void LiveVm::start() {
 }
 
 void LiveVm::finish() {
-  snapshotter_->finish();
+  // First: the writing may take long. Flushes that wait for it end as not begun.
   machine_->quiesce();
+  snapshotter_->finish();
   if (const Result<void> closed = persistent_->close(); !closed) {
     base::log(base::LogLevel::error, "{}: {}", name_, closed.error().message());
     exit_status_ = ExitStatus::vmm_failed;

@@ -42,8 +42,8 @@ class LiveVm final : public control::VmControl,
 
   // The vCPUs go. Once.
   void start();
-  // The loop has ended: waits for a snapshot that is being written and tells who asked for it; then
-  // persistent disks are flushed and closed.
+  // The loop has ended: the guest stands still; waits for a snapshot that is being written and tells
+  // who asked for it; then persistent disks are flushed and closed.
   void finish();
   ExitStatus exit_status() const { return exit_status_; }
 

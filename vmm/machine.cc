@@ -259,13 +259,14 @@ void Machine::forget_requests() {
   }
 }
 
+// Once: a guest may go on asking for as long as the owner is busy, and each time would cost memory.
 void Machine::power_off_requested() {
-  guest_has_ended_ = true;
+  if (guest_has_ended_.exchange(true)) return;
   observer_->guest_powered_off();
 }
 
 void Machine::reboot_requested() {
-  guest_has_ended_ = true;
+  if (guest_has_ended_.exchange(true)) return;
   observer_->guest_asked_for_reboot();
 }
 

@@ -153,6 +153,25 @@ TEST_F(Persist, FlushEndsWhenTheSnapshotItStandsOnIsDurable) {
   expect(vm_, 0, 50, 2);
 }
 
+// The guest stands still at once, although the process has to write for a while yet.
+TEST_F(Persist, GuestThatIsKilledStandsStillWhileItsSnapshotIsWritten) {
+  start(persist(image("d.qcow2")), {"-m", "512M"});
+  write(vm_, 0, 100, 1);
+  vm_.ask("fill 0 100000 1");
+  vm_.send("run 1\n");
+  EXPECT_EQ(home_.quicksave({"snapshot", "create", "t", "a", "--no-wait"}).status, 0);
+  const pid_t killing = home_.begin({"kill", "t"});
+  bool stands_still = false;
+  while (!stands_still && !fs::exists(vm_directory() + "/refs/a")) {
+    const std::size_t said = vm_.log().size();
+    ::usleep(50000);
+    stands_still = vm_.log().size() == said;
+  }
+  EXPECT_TRUE(stands_still) << "or the snapshot was written too fast";
+  EXPECT_EQ(home_.finish(killing).status, 0);
+  EXPECT_EQ(home_.quicksave({"snapshot", "check", "t@a"}).status, 0);
+}
+
 TEST_F(Persist, RevertDoesNotWaitForTheSnapshotToBeWritten) {
   start(persist(image("d.qcow2")), {"-m", "512M"});
   write(vm_, 0, 100, 1);
