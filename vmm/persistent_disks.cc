@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <set>
 
 #include "blockdev/qcow2_rebase.h"
 #include "vmm/base/check.h"
@@ -39,11 +40,13 @@ void DiskSwitch::split() {
   disks_.note_chains();
 }
 
-void DiskSwitch::rebase_on(const snapshot::SnapshotNode& target) {
+void DiskSwitch::rebase_on(const snapshot::SnapshotNode& target, snapshot::SnapshotTree& tree) {
   CHECK(state_ == State::prepared);
   state_ = State::switched;
+  std::vector<MarkedLayer> left_below;
   for (std::size_t i = 0; i < fresh_.size(); ++i) {
     PersistentDisk& disk = *disks_.disks_[i];
+    left_below.insert(left_below.end(), disk.below().layers.begin(), disk.below().layers.end());
     left_.push_back(disk.rebase_on(std::move(fresh_[i]), mark_of(target).disks[disk.slot()]));
     // The user's own file is only ever left by freezing it.
     CHECK(left_.back().file.owner == FileOwner::vm);
@@ -51,6 +54,7 @@ void DiskSwitch::rebase_on(const snapshot::SnapshotNode& target) {
   // First: a snapshot that is settled just now would write a record with the files that go.
   disks_.note_chains();
   for (const WrittenFile& left : left_) disks_.retire(left.file.path);
+  disks_.retire_unneeded(left_below, tree);
 }
 
 void DiskSwitch::settle() {
@@ -118,6 +122,25 @@ void PersistentDisks::note_chains() {
 void PersistentDisks::retire(std::string path) {
   base::MutexLock lock(mutex_);
   retired_.push_back(std::move(path));
+}
+
+void PersistentDisks::retire_unneeded(const std::vector<MarkedLayer>& layers,
+                                      snapshot::SnapshotTree& tree) {
+  std::set<const FrozenFile*> unneeded;
+  for (const MarkedLayer& layer : layers) {
+    if (layer.frozen == nullptr || layer.frozen->file().owner == FileOwner::user) continue;
+    // One that a snapshot has is retired already: the snapshot has it under a name of its own.
+    if (!layer.frozen->owned()) unneeded.insert(layer.frozen.get());
+  }
+  if (unneeded.empty()) return;  // the usual case looks at no other snapshot
+  const auto keep = [&](const DiskMark& mark) {
+    for (const MarkedLayer& layer : mark.layers) unneeded.erase(layer.frozen.get());
+  };
+  for (const auto& disk : disks_) keep(disk->below());
+  for (const snapshot::SnapshotNode* node : tree.nodes()) {
+    for (const DiskMark& mark : mark_of(*node).disks) keep(mark);
+  }
+  for (const FrozenFile* frozen : unneeded) retire(frozen->file().path);
 }
 
 Result<void> PersistentDisks::settle() {

@@ -38,7 +38,8 @@ class DiskSwitch final {
 
   // Both REQUIRE: the machine is quiet; once.
   void split();
-  void rebase_on(const snapshot::SnapshotNode& target);
+  // `target` is in `tree`.
+  void rebase_on(const snapshot::SnapshotNode& target, snapshot::SnapshotTree& tree);
 
   // From any thread: waits until it is done or has failed; the gates are open then.
   void settle();
@@ -76,6 +77,9 @@ class PersistentDisks final {
 
   // From any thread. `path` goes with the next record.
   void retire(std::string path);
+  // Of `layers`, which something has let go of: the files that split() froze for a snapshot that was
+  // not made, unless a disk or a snapshot of `tree` still needs them.
+  void retire_unneeded(const std::vector<MarkedLayer>& layers, snapshot::SnapshotTree& tree);
   // Everything below what is written is closed, and the record says so, when this returns.
   Result<void> settle();
   // The same in the background; until then no flush ends.

@@ -197,7 +197,7 @@ tl::expected<control::RevertResult, RevertFailure> Reverter::revert(
     if (overlay == nullptr || base::planted("disk")) continue;
     result.clusters += overlay->rebase_on(mark_of(target).disks[i].lower()).block_count;
   }
-  (*disk_switch)->rebase_on(target);
+  (*disk_switch)->rebase_on(target, tree_);
   phases.done("disks");
   if (Result<void> devices = restore_devices(target); !devices) return halted(devices.error());
   phases.done("devices");

@@ -182,7 +182,12 @@ void Snapshotter::finish() {
   snapshot::SnapshotNode* const node = tree_.find(job->manifest.uuid);
   CHECK(node != nullptr);
   if (!job->outcome) {
+    const std::unique_ptr<snapshot::MachineMark> mark = std::move(node->mark);
     tree_.withdraw(*node);
+    // A revert may have left the files that were frozen for it.
+    for (const DiskMark& disk : static_cast<const SnapshotMark&>(*mark).disks) {
+      persistent_.retire_unneeded(disk.layers, tree_);
+    }
     Error error = with_remedy(job->outcome.error())
                       .with_context(fmt::format("snapshot '{}' was not made", job->result.name));
     // Also for those who did not wait.

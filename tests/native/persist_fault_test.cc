@@ -105,6 +105,31 @@ TEST_F(Persist, SnapshotThatFailsHarmsNothingAndTheNextIsWhole) {
   ::unsetenv("QUICKSAVE_BINARY");
 }
 
+TEST_F(Persist, RevertDropsTheFileThatWasFrozenForASnapshotThatFailed) {
+  ::setenv("QUICKSAVE_BINARY", QUICKSAVE_BINARY_PATH "-faulty", 1);
+  vm_.start("workload", {"--disk", persist(image("d.qcow2")), "-m", "512M"},
+            {"QUICKSAVE_FAULT=write"});
+  write(vm_, 0, 100, 1);
+  vm_.snapshot("early");
+  for (const bool reverts_while_it_is_written : {false, true}) {
+    SCOPED_TRACE(reverts_while_it_is_written);
+    write(vm_, 0, 50, 2);
+    std::vector<std::string> create = {"snapshot", "create", "t", "bad"};
+    if (reverts_while_it_is_written) {
+      vm_.ask("fill 0 100000 1");
+      create.push_back("--no-wait");
+    }
+    EXPECT_EQ(home_.quicksave(create).status, reverts_while_it_is_written ? 0 : 1);
+    vm_.revert("early");
+    expect(vm_, 0, 100, 1);
+  }
+  EXPECT_EQ(home_.quicksave({"kill", "t"}).status, 0);
+  ::unsetenv("QUICKSAVE_BINARY");
+  EXPECT_EQ(heads_on_disk().size(), 1u);
+  expect_clean(head());
+  expect_pattern(content(head()), 0, 100, 1);
+}
+
 TEST_F(Persist, NewestStateAboveASnapshotThatFailedIsWholeForQemu) {
   ::setenv("QUICKSAVE_BINARY", QUICKSAVE_BINARY_PATH "-faulty", 1);
   vm_.start("workload", {"--disk", persist(image("d.qcow2"))}, {"QUICKSAVE_FAULT=write"});
