@@ -25,7 +25,7 @@ Result<BaseImage> BaseImage::identify(const std::string& path, const std::string
   return image;
 }
 
-Result<void> BaseImage::check_unchanged() const {
+Result<void> BaseImage::check_unchanged(std::string_view when) const {
   Result<BaseImage> found = identify(path, format);
   if (!found) {
     return std::move(found).error().with_hint("the snapshot needs the file: put it back as it was");
@@ -33,8 +33,8 @@ Result<void> BaseImage::check_unchanged() const {
   const BaseImage& now = *found;
   const auto refuse = [&](std::string_view what, const auto& then, const auto& present) {
     return make_error(ErrorKind::wrong_state,
-                      "base image \"{}\" changed since the snapshot: {} was {}, is {}", path, what,
-                      then, present)
+                      "base image \"{}\" changed {}: {} was {}, is {}", path, when, what, then,
+                      present)
         .with_hint("put the file back as it was; a snapshot cannot be used over another disk");
   };
   if (now.size_bytes != size_bytes) return refuse("size", size_bytes, now.size_bytes);

@@ -85,8 +85,9 @@ struct BaseImage {
   u64 inode = 0;
 
   static Result<BaseImage> identify(const std::string& path, const std::string& format);
-  // Refuses a file that is missing or whose size or modification time differs, naming both.
-  Result<void> check_unchanged() const;
+  // Refuses a file that is missing or whose size or modification time differs, naming both. `when` is
+  // for the message: "since the snapshot".
+  Result<void> check_unchanged(std::string_view when) const;
   friend bool operator==(const BaseImage&, const BaseImage&) = default;
 };
 

@@ -89,7 +89,9 @@ Result<SnapshotObject> SnapshotStore::open(const Uuid& uuid) const {
   TRY_CONTEXT(check_files(object), context);
   TRY_CONTEXT(check_ancestors(object.manifest()), context);
   for (const Disk& disk : object.manifest().disks) {
-    for (const BaseImage& base : disk.bases) TRY_CONTEXT(base.check_unchanged(), context);
+    for (const BaseImage& base : disk.bases) {
+      TRY_CONTEXT(base.check_unchanged("since the snapshot"), context);
+    }
   }
   return object;
 }

@@ -61,6 +61,7 @@ Result<std::unique_ptr<SnapshotJob>> Snapshotter::prepare(
   }
   const std::string name = request.name.empty() ? unused_name() : request.name;
   TRY(snapshot::check_plain_name("snapshot", name));
+  TRY(check_bases());
   auto job = std::make_unique<SnapshotJob>(TRY(store_.begin(identity_.vm_name, name)));
   job->result.name = name;
   job->result.uuid = job->draft.uuid().to_string();
@@ -85,6 +86,30 @@ Result<std::unique_ptr<SnapshotJob>> Snapshotter::prepare(
   job->persistent = &persistent_;
   job->disk_switch = TRY(persistent_.prepare_split(job->manifest.uuid));
   return job;
+}
+
+// A snapshot above an image that is not as it was could not be restored. A persistent disk's own file
+// is one of them as soon as it is frozen.
+Result<void> Snapshotter::check_bases() const {
+  std::vector<snapshot::BaseImage> bases;
+  for (std::size_t i = 0; i < disks_at_start_.size(); ++i) {
+    bases.insert(bases.end(), disks_at_start_[i].bases.begin(), disks_at_start_[i].bases.end());
+    const PersistentDisk* const disk = persistent_.find(i);
+    if (disk == nullptr) continue;
+    for (const MarkedLayer& layer : disk->below().layers) {
+      if (layer.frozen == nullptr || layer.frozen->file().owner != FileOwner::user) continue;
+      if (layer.frozen->is_finished()) bases.push_back(layer.frozen->base());
+    }
+  }
+  for (const snapshot::BaseImage& base : bases) {
+    Result<void> unchanged = base.check_unchanged("while the VM was running");
+    if (unchanged) continue;
+    return std::move(unchanged).error().with_hint(
+        fmt::format("nothing of it was kept, {} goes on; put the file back as it was, then take it "
+                    "again",
+                    identity_.vm_name));
+  }
+  return {};
 }
 
 Result<void> Snapshotter::capture(SnapshotJob& job) {

@@ -58,6 +58,7 @@ class Snapshotter final {
 
  private:
   Result<std::unique_ptr<SnapshotJob>> prepare(const control::SnapshotRequest& request);
+  Result<void> check_bases() const;
   // The pause. The machine is quiet.
   Result<void> capture(SnapshotJob& job);
   Error with_remedy(Error error) const;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <filesystem>
 
 #include "tests/native/support/vm_process.h"
 
@@ -115,6 +116,21 @@ TEST_F(FailedSnapshot, OneThatStaysInMemoryIsWholeAndSoAreThoseAboveIt) {
   for (VmProcess* vm : {&vm_, &other}) {
     EXPECT_EQ(vm->ask("disk-check 0 0 64 1\ndisk-check 0 64 64 2"), "MATCH\nMATCH\n");
   }
+}
+
+TEST_F(FailedSnapshot, OneAboveAnImageThatChangedWhileTheVmRanIsRefused) {
+  start("nothing");
+  write_all("1");
+  const std::filesystem::path image = home_.file("d");
+  const auto before = std::filesystem::last_write_time(image);
+  std::filesystem::last_write_time(image, before + std::chrono::seconds(1));
+  expect_refused("s", "base image \"" + image.string() + "\" changed while the VM was running");
+  expect_all(vm_, "1");
+  std::filesystem::last_write_time(image, before);
+  vm_.snapshot("s");
+  write_all("2");
+  vm_.revert("s");
+  expect_all(vm_, "1");
 }
 
 // In the moment between what the guest did and what follows from it.

@@ -60,6 +60,24 @@ TEST_F(Persist, ChainOfThreeSnapshotsIsOneStoryForQemu) {
   expect_clean(file);
 }
 
+TEST_F(Persist, SnapshotAboveAFrozenFileThatChangedIsRefused) {
+  const std::string file = image("d.qcow2");
+  start(persist(file));
+  write(vm_, 0, 100, 1);
+  vm_.snapshot("a");  // the guest wrote to the file: that is no change
+  write(vm_, 0, 50, 2);
+  const auto before = fs::last_write_time(file);
+  fs::last_write_time(file, before + std::chrono::seconds(1));
+  const CommandResult refused = home_.quicksave({"snapshot", "create", "t", "b"});
+  EXPECT_EQ(refused.status, 1);
+  EXPECT_NE(refused.err.find(file + "\" changed while the VM was running"), std::string::npos)
+      << refused.err;
+  flush(vm_);
+  fs::last_write_time(file, before);
+  vm_.snapshot("b");
+  EXPECT_EQ(home_.quicksave({"snapshot", "check", "t@b"}).status, 0);
+}
+
 TEST_F(Persist, FrozenFileIsRefusedForWritingWithTheWayOn) {
   const std::string file = image("d.qcow2");
   start(persist(file));

@@ -184,17 +184,19 @@ TEST(BaseImage, ChangedSizeOrTimeIsRefusedNamingBoth) {  // S06
   const std::string path = directory.path() + "/base.raw";
   std::ofstream(path) << "content";
   const BaseImage image = BaseImage::identify(path, "raw").value();
-  EXPECT_TRUE(image.check_unchanged());
+  EXPECT_TRUE(image.check_unchanged("since then"));
 
   const timeval times[2] = {{1000, 0}, {2000, 0}};
   ASSERT_EQ(::utimes(path.c_str(), times), 0);
-  EXPECT_NE(message(image.check_unchanged()).find("modification time was 20"), std::string::npos);
+  EXPECT_NE(message(image.check_unchanged("since then")).find("modification time was 20"),
+            std::string::npos);
   std::ofstream(path) << "longer content";
-  EXPECT_NE(message(image.check_unchanged()).find("size was 7, is 14"), std::string::npos);
+  EXPECT_EQ(message(image.check_unchanged("since then")),
+            fmt::format("base image \"{}\" changed since then: size was 7, is 14", path));
   std::filesystem::remove(path);
-  EXPECT_FALSE(image.check_unchanged());
+  EXPECT_FALSE(image.check_unchanged("since then"));
   std::filesystem::create_directory(path);
-  EXPECT_FALSE(image.check_unchanged());
+  EXPECT_FALSE(image.check_unchanged("since then"));
 }
 
 }  // namespace
