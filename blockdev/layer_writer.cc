@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "blockdev/layer_layout.h"
+#include "blockdev/qcow2_extensions.h"
 #include "blockdev/qcow2_format.h"
 #include "blockdev/stream_writer.h"
 #include "vmm/base/check.h"
@@ -220,10 +221,7 @@ Result<void> write_data(StreamWriter& writer, const Layout& layout, Source& sour
 
 Result<LayerFile> write_layer(const OverlayLayer& sealed, const LayerList& below,
                               const BackingName& backing, const base::Fd& fd) {
-  if (backing.path.size() > qcow2::kMaxBackingNameBytes) {
-    return make_error(ErrorKind::usage, "the backing file's name has {} bytes (at most {})",
-                      backing.path.size(), qcow2::kMaxBackingNameBytes);
-  }
+  TRY(qcow2::check_backing_name(backing.path));
   // The caller keeps `sealed` alive: a pointer that owns nothing is enough here.
   LayerList layers = {LayerPointer(LayerPointer(), &sealed)};
   layers.insert(layers.end(), below.begin(), below.end());

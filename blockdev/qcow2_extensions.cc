@@ -106,13 +106,15 @@ Result<Extensions> parse_extensions(const WireHeader& header, std::span<const u8
   return extensions;
 }
 
-Result<void> check_backing_name(const std::string& name) {
+Result<void> check_backing_name(std::string_view name) {
   if (name.size() > kMaxBackingNameBytes) {
-    return make_error(ErrorKind::corrupt, "backing file name of {} bytes (at most {})", name.size(),
-                      kMaxBackingNameBytes);
+    return make_error(ErrorKind::usage, "the backing file's name has {} bytes (at most {})",
+                      name.size(), kMaxBackingNameBytes);
   }
   if (!is_plain_text(name)) {
-    return make_error(ErrorKind::corrupt, "backing file name is not plain text");
+    return make_error(ErrorKind::usage,
+                      "the backing file's name is not plain text: it is not UTF-8, or has control "
+                      "characters");
   }
   return {};
 }
@@ -132,7 +134,9 @@ Result<std::string> parse_backing_name(const WireHeader& header,
                       offset);
   }
   std::string name = text_of(first_cluster.subspan(offset, size));
-  TRY(check_backing_name(name));
+  if (const Result<void> checked = check_backing_name(name); !checked) {
+    return make_error(ErrorKind::corrupt, "{}", checked.error().message());
+  }
   return name;
 }
 

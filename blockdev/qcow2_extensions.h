@@ -4,6 +4,7 @@
 
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "blockdev/qcow2_format.h"
@@ -25,10 +26,10 @@ struct Extensions {
 // `first_cluster` is padded with zeros where the file ends early.
 Result<Extensions> parse_extensions(const WireHeader& header, std::span<const u8> first_cluster);
 
-// Whether the name may stand in an image: not too long, and plain text. Who writes one asks first.
-Result<void> check_backing_name(const std::string& name);
+// Refuses a name of a backing file that parse_backing_name() would refuse.
+Result<void> check_backing_name(std::string_view name);
 
-// Empty: none. The name must lie behind the header, in the first cluster, and pass the check above.
+// Empty: none. The name must lie behind the header, in the first cluster, and be plain text.
 Result<std::string> parse_backing_name(const WireHeader& header, std::span<const u8> first_cluster);
 
 }  // namespace blockdev::qcow2

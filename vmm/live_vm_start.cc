@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "blockdev/disk.h"
+#include "blockdev/qcow2_extensions.h"
 #include "snapshot/memory_file.h"
 #include "vmm/base/log.h"
 #include "vmm/kvm/cpuid.h"
@@ -74,6 +75,19 @@ DiskMark mark_of_images(const blockdev::Disk& disk, std::size_t layer_count) {
   return mark;
 }
 
+// A snapshot's layers name the image that they lie on.
+Result<void> check_names(const blockdev::Disk& disk) {
+  for (const blockdev::ImageIdentity& image : disk.images) {
+    Result<void> checked = blockdev::qcow2::check_backing_name(image.path);
+    if (checked) continue;
+    return std::move(checked)
+        .error()
+        .with_context(fmt::format("disk \"{}\" could not have a snapshot", image.path))
+        .with_hint("rename the file or the directory it lies in");
+  }
+  return {};
+}
+
 void put_gate(blockdev::Disk& disk) {
   if (disk.durable == nullptr) return;
   disk.backend = std::make_unique<blockdev::FlushGate>(std::move(disk.backend));
@@ -132,6 +146,7 @@ Result<std::unique_ptr<blockdev::Disk>> LiveVm::open_boot_disk(
   std::unique_ptr<blockdev::Disk> disk = TRY(blockdev::open_disk(spec, disk_options()));
   // Now that it is locked: a snapshot may have come between.
   if (is_written) TRY(store_->check_may_write(spec.path));
+  TRY(check_names(*disk));
   put_gate(*disk);
   return disk;
 }

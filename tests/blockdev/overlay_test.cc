@@ -277,6 +277,22 @@ TEST(LayerWriter, EmptyLayerIsAnImageWithNothingInIt) {
                      dir.path("base.raw")));
 }
 
+// Tab, a C1 control character, one that changes the direction of text, no UTF-8, and too long.
+TEST(LayerWriter, NameThatNoReaderTakesIsRefused) {
+  const TempDir dir;
+  const std::unique_ptr<Disk> disk = raw_disk(dir, small_options(dir));
+  const LayerList below = disk->overlay->lower();
+  const SealedPointer sealed = disk->overlay->seal().value();
+  for (const std::string& name : {std::string("a\tb"), std::string("a\xc2\x85"),
+                                  std::string("a\xe2\x80\x8e"), std::string("\xff"),
+                                  std::string(1024, 'a')}) {
+    EXPECT_FALSE(write_to(dir.path("l.qcow2"), *sealed, below, {name, ImageFormat::raw})) << name;
+  }
+  const std::string longest(1023, 'a');
+  ASSERT_TRUE(write_to(dir.path("l.qcow2"), *sealed, below, {longest, ImageFormat::raw}));
+  EXPECT_TRUE(open_layer_file(dir.path("l.qcow2")));
+}
+
 TEST(LayerWriter, FullDeviceIsAnError) {
   const TempDir dir;
   const std::unique_ptr<Disk> disk = raw_disk(dir, small_options(dir));
