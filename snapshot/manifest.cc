@@ -180,12 +180,8 @@ Result<void> check_consistency(const Manifest& manifest) {
   if (manifest.parent == manifest.uuid) {
     return make_error(ErrorKind::corrupt, "the snapshot is its own parent");
   }
-  if (manifest.memory.empty()) return make_error(ErrorKind::corrupt, "memory has no layer");
-  for (const MemoryLayer& layer : manifest.memory) {
-    if (layer.size_bytes != manifest.memory.front().size_bytes) {
-      return make_error(ErrorKind::corrupt, "memory layers of {} and {} bytes",
-                        manifest.memory.front().size_bytes, layer.size_bytes);
-    }
+  if (manifest.memory.size() != 1) {
+    return make_error(ErrorKind::corrupt, "memory has {} layers, not 1", manifest.memory.size());
   }
   std::set<std::string> names{kManifestFile, "lock"};
   const auto claim = [&](const std::string& file) -> Result<void> {
@@ -194,15 +190,13 @@ Result<void> check_consistency(const Manifest& manifest) {
     }
     return {};
   };
-  for (const MemoryLayer& layer : manifest.memory) {
-    TRY(claim(layer.file));
-    TRY(claim(layer.sums_file));
-  }
+  TRY(claim(manifest.memory[0].file));
+  TRY(claim(manifest.memory[0].sums_file));
   TRY(claim(manifest.state.file));
-  std::set<u32> slots;
-  for (const Disk& disk : manifest.disks) {
-    if (!slots.insert(disk.slot).second) {
-      return make_error(ErrorKind::corrupt, "disk slot {} is used twice", disk.slot);
+  for (std::size_t i = 0; i < manifest.disks.size(); ++i) {
+    const Disk& disk = manifest.disks[i];
+    if (disk.slot != i) {
+      return make_error(ErrorKind::corrupt, "disks[{}].slot is {}", i, disk.slot);
     }
     for (const DiskLayer& layer : disk.layers) {
       if (layer.owner == manifest.uuid) TRY(claim(layer.file));

@@ -72,6 +72,22 @@ Result<void> check_disks(const snapshot::Manifest& manifest, std::span<const Dis
   return {};
 }
 
+// As large as the disk is here: what a revert puts below it has to fit.
+Result<void> check_size(const snapshot::Disk& described, const DiskMark& mark,
+                        const blockdev::BlockBackend& disk) {
+  const auto check = [&](std::string_view what, u64 bytes) -> Result<void> {
+    if (bytes == disk.size_bytes()) return {};
+    return make_error(ErrorKind::corrupt, "disk \"{}\" has {} bytes here, {} {}", described.name,
+                      disk.size_bytes(), bytes, what);
+  };
+  TRY(check("in the manifest", described.virtual_bytes));
+  for (const MarkedLayer& layer : mark.layers) {
+    TRY(check(fmt::format("in \"{}\"", layer.file->file), layer.layer->size_bytes()));
+  }
+  if (mark.images.empty()) return {};
+  return check(fmt::format("in \"{}\"", mark.bases.back().path), mark.images.front()->size_bytes());
+}
+
 const snapshot::Section* find_section(std::span<const snapshot::Section> sections,
                                       std::string_view name) {
   for (const snapshot::Section& section : sections) {
@@ -160,6 +176,7 @@ Result<snapshot::SnapshotNode*> Reverter::adopt(
       disks[i].layers.push_back(
           {.layer = std::move(opened.layer), .sealed = nullptr, .frozen = nullptr, .file = layer});
     }
+    TRY(check_size(manifest.disks[i], disks[i], *machine_.disks()[i]->backend));
     mark->disks.push_back(std::move(disks[i]));
   }
   mark->parent = manifest.parent;

@@ -162,6 +162,16 @@ TEST_F(OtherHost, MissingBaseImageIsRefusedNamingIt) {
   expect_refused(home_.file("d"));
 }
 
+TEST_F(OtherHost, DiskOfAnotherSizeIsRefusedNamingBoth) {
+  change_manifest([](snapshot::Manifest& manifest) { manifest.disks[0].virtual_bytes = 2 << 20; });
+  const CommandResult restored = home_.quicksave({"restore", "t@clean", "--name", "bad", "-d"});
+  EXPECT_EQ(restored.status, 1);
+  EXPECT_NE(restored.err.find("disk \"vda\" has 1048576 bytes here, 2097152 in the manifest"),
+            std::string::npos)
+      << restored.err;
+  EXPECT_EQ(home_.state_of("bad"), "");
+}
+
 // What a guest has seen of its processor it sees after a reboot, too, on a host that has more.
 TEST_F(OtherHost, GuestFromAHostWithFewerFeaturesReboots) {
   bool removed = false;

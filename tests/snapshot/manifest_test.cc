@@ -37,13 +37,13 @@ std::string refusal(const std::string& text) {
 TEST(Manifest, ComesBackAsItWasWritten) {
   Manifest manifest = small_manifest();
   manifest.parent = Uuid::random();
-  manifest.disks = {{3,
-                     "vdd",
+  manifest.disks = {{0,
+                     "vda",
                      "overlay",
                      8192,
                      {{"/d.qcow2", "qcow2", 1, -5, 6, 7}},
-                     {{Uuid::random(), "disk-3.qcow2", 9, 0xfedcba9876543210},
-                      {Uuid::random(), "disk-3.qcow2", 9, std::nullopt}}}};
+                     {{Uuid::random(), "disk-0.qcow2", 9, 0xfedcba9876543210},
+                      {Uuid::random(), "disk-0.qcow2", 9, std::nullopt}}}};
   const Result<Manifest> back = Manifest::parse(manifest.serialize());
   ASSERT_TRUE(back) << message(back);
   EXPECT_EQ(back->serialize(), manifest.serialize());
@@ -75,6 +75,24 @@ TEST(Manifest, OtherVersionOrArchitectureIsNamed) {  // S07
             "manifest: format version 1; this program reads version 2");
   EXPECT_NE(refusal(forged([](auto& d) { d["architecture"] = "arm64"; })).find("arm64"),
             std::string::npos);
+}
+
+TEST(Manifest, SecondLayerOfMemoryIsRefused) {
+  EXPECT_EQ(refusal(forged([](auto& d) {
+              d["memory"].push_back(d["memory"][0]);
+              d["memory"][1]["file"] = "memory-2";
+              d["memory"][1]["sums_file"] = "memory-2.sums";
+            })),
+            "manifest: memory has 2 layers, not 1");
+  EXPECT_EQ(refusal(forged([](auto& d) { d["memory"].clear(); })),
+            "manifest: memory has 0 layers, not 1");
+}
+
+TEST(Manifest, DiskInAnotherPlaceThanItsSlotIsRefused) {
+  EXPECT_EQ(refusal(forged([](auto& d) { d["disks"][0]["slot"] = 1; })),
+            "manifest: disks[0].slot is 1");
+  EXPECT_EQ(refusal(forged([](auto& d) { d["disks"].push_back(d["disks"][0]); })),
+            "manifest: disks[1].slot is 0");
 }
 
 TEST(Manifest, EveryMissingAndEveryUnknownKeyIsNamedWithItsPlace) {
