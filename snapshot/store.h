@@ -139,7 +139,7 @@ class SnapshotStore final {
   Result<std::vector<ListedSnapshot>> list(const std::string& vm) const;
 
   // Removes the name and the object. Refused while another snapshot rests on it or a process uses
-  // it (a live VM lets go of its own first).
+  // it (a live VM lets go of its own first: VmControl::delete_snapshot).
   Result<void> remove(const std::string& vm, const std::string& name) const;
   // Removes all names of `vm` and its claim on what its disks rest on (disk_heads.h), then what nobody
   // needs any more.

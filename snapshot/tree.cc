@@ -101,7 +101,7 @@ void SnapshotTree::reverted(const SnapshotNode& target) {
   dirty_.reset();
 }
 
-Result<void> SnapshotTree::remove(const Uuid& uuid) {
+Result<void> SnapshotTree::check_may_remove(const Uuid& uuid) const {
   const auto found =
       std::ranges::find_if(entries_, [&](const auto& entry) { return entry->node.uuid == uuid; });
   if (found == entries_.end()) {
@@ -110,15 +110,22 @@ Result<void> SnapshotTree::remove(const Uuid& uuid) {
   const Entry* const entry = found->get();
   if (entry == current_) {
     return make_error(ErrorKind::wrong_state, "the machine stands on snapshot \"{}\"",
-                      entry->node.name);
+                      entry->node.name)
+        .with_hint("revert to another one first");
   }
   const auto child =
       std::ranges::find_if(entries_, [&](const auto& other) { return other->parent == entry; });
   if (child != entries_.end()) {
     return make_error(ErrorKind::busy, "snapshot \"{}\" rests on snapshot \"{}\"",
-                      (*child)->node.name, entry->node.name);
+                      (*child)->node.name, entry->node.name)
+        .with_hint("delete that one first");
   }
-  entries_.erase(found);
+  return {};
+}
+
+Result<void> SnapshotTree::remove(const Uuid& uuid) {
+  TRY(check_may_remove(uuid));
+  std::erase_if(entries_, [&](const auto& entry) { return entry->node.uuid == uuid; });
   return {};
 }
 

@@ -73,6 +73,7 @@ class SnapshotTree final {
   void reverted(const SnapshotNode& target);
 
   // Refused for current() and for a node with children.
+  Result<void> check_may_remove(const Uuid& uuid) const;
   Result<void> remove(const Uuid& uuid);
   // As if the snapshot had never been taken: if the machine stands on it, it stands on the one before
   // from now on, with the pages of the edge dirty. REQUIRES: no children.

@@ -58,6 +58,11 @@ Result<control::RevertResult> ConfigurableVm::revert(const control::RevertReques
   return live_->revert(request);
 }
 
+Result<void> ConfigurableVm::delete_snapshot(const std::string& name) {
+  if (!live_) return not_started();
+  return live_->delete_snapshot(name);
+}
+
 Error ConfigurableVm::not_started() const {
   const char* const configure = request_.boot ? "" : R"(PUT /v1/vm/config {"kernel":...}, then )";
   return make_error(ErrorKind::wrong_state, "{} is unconfigured, not running",

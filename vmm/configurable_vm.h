@@ -40,6 +40,7 @@ class ConfigurableVm final : public control::VmControl {
                        std::function<void(const control::SnapshotResult&)> paused_done,
                        std::function<void(Result<control::SnapshotResult>)> durable) override;
   Result<control::RevertResult> revert(const control::RevertRequest& request) override;
+  Result<void> delete_snapshot(const std::string& name) override;
 
  private:
   Result<void> start();

@@ -144,6 +144,34 @@ Result<control::RevertResult> LiveVm::revert(const control::RevertRequest& reque
   return std::move(*result);
 }
 
+Result<void> LiveVm::delete_snapshot(const std::string& name) {
+  const snapshot::SnapshotNode* const named = tree_->find(name);
+  if (named != nullptr && mark_of(*named).object == nullptr) {
+    return make_error(ErrorKind::busy, "snapshot '{}' is still being written", name)
+        .with_hint("try again when it is listed");
+  }
+  const snapshot::Uuid uuid = TRY(store_->resolve(name_, name));
+  const snapshot::SnapshotNode* const node = tree_->find(uuid);
+  if (node == nullptr) return store_->remove(name_, name);
+  TRY(tree_->check_may_remove(uuid));
+  // The record may still name what a revert has just left. If it cannot be written, that is in the
+  // log, and the store refuses what it names.
+  const Result<void> settled = persistent_->settle();
+  SnapshotMark& mark = mark_of(*node);
+  mark.object = nullptr;  // and with it the lock
+  const Result<void> removed = store_->remove(name_, name);
+  if (!removed) {
+    // Others need it, so it can still be reverted to.
+    Result<snapshot::SnapshotObject> again = store_->open(uuid);
+    if (again) {
+      mark.object = std::make_shared<const snapshot::SnapshotObject>(std::move(*again));
+      return removed;
+    }
+  }
+  TRY(tree_->remove(uuid));
+  return removed;
+}
+
 Result<snapshot::SnapshotNode*> LiveVm::find_snapshot(const std::string& name) {
   if (name.empty()) {
     if (tree_->current() == nullptr) {

@@ -78,6 +78,27 @@ TEST_F(Persist, SnapshotAboveAFrozenFileThatChangedIsRefused) {
   EXPECT_EQ(home_.quicksave({"snapshot", "check", "t@b"}).status, 0);
 }
 
+TEST_F(Persist, DeletedSnapshotOfARunningVmLeavesNoFile) {
+  start(persist(image("d.qcow2")));
+  write(vm_, 0, 100, 1);
+  vm_.snapshot("a");
+  for (u64 seed = 2; seed < 5; ++seed) {
+    write(vm_, 0, 50, seed);
+    vm_.snapshot("b");
+    write(vm_, 0, 20, 9);
+    vm_.revert("a");
+    const CommandResult deleted = home_.quicksave({"snapshot", "delete", "t@b"});
+    EXPECT_EQ(deleted.status, 0) << deleted.err;
+    expect(vm_, 0, 100, 1);
+  }
+  EXPECT_EQ(heads_on_disk().size(), 1u);
+  write(vm_, 90, 10, 5);
+  power_off(vm_);
+  const std::string bytes = content(head());
+  expect_pattern(bytes, 0, 90, 1);
+  expect_pattern(bytes, 90, 10, 5);
+}
+
 TEST_F(Persist, FrozenFileIsRefusedForWritingWithTheWayOn) {
   const std::string file = image("d.qcow2");
   start(persist(file));

@@ -2,6 +2,11 @@
 // device state and disk compared with the snapshot); what the host cannot see, the guest reports.
 
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
 
 #include "tests/native/support/vm_process.h"
 
@@ -301,6 +306,63 @@ TEST_F(Revert, PausedVmStaysPausedOrRunsAsItSaysAndIsIntact) {
     EXPECT_EQ(home_.quicksave({"resume", "t"}).status, 0);
   }
   EXPECT_EQ(vm_.ask("nonce").rfind("NONCE 6\n", 0), 0u);
+}
+
+TEST_F(Revert, SnapshotsOfARunningVmAreDeletedAndLeaveNothingOpen) {
+  start("workload", {"--disk", disk("d.raw")});
+  vm_.ask("fill 0 256 1\ndisk-write 0 0 64 1");
+  vm_.snapshot("base");
+  const std::string process = "/proc/" + std::to_string(home_.pid_of("t"));
+  const auto descriptors = [&] {
+    return std::distance(std::filesystem::directory_iterator(process + "/fd"),
+                         std::filesystem::directory_iterator());
+  };
+  const auto mappings = [&] {
+    const std::string maps = read_file(process + "/maps");
+    return std::ranges::count(maps, '\n');
+  };
+  const auto round = [&](const std::string& number) {
+    vm_.ask("dirty 16\ndisk-write 0 0 64 " + number);
+    vm_.snapshot("newer");
+    vm_.revert("base", {});
+    const CommandResult deleted = home_.quicksave({"snapshot", "delete", "t@newer"});
+    EXPECT_EQ(deleted.status, 0) << deleted.err;
+  };
+  round("2");
+  const auto fds = descriptors();
+  const auto maps = mappings();
+  for (int number = 3; number < 23 && !HasFailure(); ++number) round(std::to_string(number));
+  EXPECT_LE(descriptors(), fds);
+  EXPECT_LE(mappings(), maps + 4) << "memory of deleted snapshots stays";
+  EXPECT_EQ(home_.quicksave_json({"snapshot", "list", "t"}).size(), 1u);
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(home_.path() + "/snapshots"),
+                          std::filesystem::directory_iterator()),
+            2)
+      << "base and the store's lock";
+  vm_.revert("base");
+  EXPECT_EQ(vm_.ask("disk-check 0 0 64 1"), "MATCH\n");
+}
+
+TEST_F(Revert, SnapshotThatSomethingStandsOnIsNotDeletedAndCanBeRevertedTo) {
+  start("workload", {"--disk", disk("d.raw")});
+  vm_.ask("nonce 1");
+  vm_.snapshot("a");
+  vm_.ask("nonce 2");
+  vm_.snapshot("b");
+  const auto expect_refused = [&](const std::string& name, const std::string& reason) {
+    const CommandResult result = home_.quicksave({"snapshot", "delete", "t@" + name});
+    EXPECT_EQ(result.status, 1);
+    EXPECT_NE(result.err.find(reason), std::string::npos) << result.err;
+  };
+  expect_refused("b", "the machine stands on snapshot \"b\"");
+  expect_refused("a", "snapshot \"b\" rests on snapshot \"a\"");
+  expect_refused("c", "has no snapshot \"c\"");
+  vm_.revert("a");
+  VmProcess other(home_, "o");
+  other.start_from("t@b");
+  expect_refused("b", "in use by process " + std::to_string(home_.pid_of("o")));
+  vm_.revert("b");
+  EXPECT_EQ(vm_.ask("nonce").rfind("NONCE 2\n", 0), 0u);
 }
 
 }  // namespace

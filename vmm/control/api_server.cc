@@ -67,6 +67,7 @@ struct ApiServer::Impl : std::enable_shared_from_this<ApiServer::Impl> {
   Result<std::string> press_power_button(const HttpRequest& request);
   Result<std::string> revert(const HttpRequest& request);
   Result<std::string> create_snapshot(const SessionPointer& session, const HttpRequest& request);
+  Result<std::string> delete_snapshot(const std::string& name, const HttpRequest& request);
   void end_operation(u64 number);
 };
 
@@ -157,6 +158,10 @@ Result<std::string> ApiServer::Impl::call(const SessionPointer& session,
   if (is("PUT", "/v1/vm/state")) return set_state(request);
   if (is("POST", "/v1/power-button")) return press_power_button(request);
   if (is("POST", "/v1/snapshots")) return create_snapshot(session, request);
+  constexpr std::string_view kSnapshot = "/v1/snapshots/";
+  if (request.method == "DELETE" && request.target.starts_with(kSnapshot)) {
+    return delete_snapshot(request.target.substr(kSnapshot.size()), request);
+  }
   if (is("POST", "/v1/kill")) {
     TRY(expect_no_keys(request));
     session->answer(200, "{}");  // first: the process may end before the loop comes round again
@@ -175,7 +180,8 @@ Result<std::string> ApiServer::Impl::call(const SessionPointer& session,
     return std::string(kLater);
   }
   return make_error(ErrorKind::not_found, "there is no {} here", request.target)
-      .with_hint("/v1/vm, /v1/vm/config, /v1/vm/state, /v1/power-button, /v1/kill, /v1/snapshots, /v1/revert");
+      .with_hint("/v1/vm, /v1/vm/config, /v1/vm/state, /v1/power-button, /v1/kill, /v1/snapshots, "
+                 "/v1/snapshots/NAME, /v1/revert");
 }
 
 Result<void> ApiServer::Impl::expect_idle() const {
@@ -251,6 +257,15 @@ Result<std::string> ApiServer::Impl::create_snapshot(const SessionPointer& sessi
   };
   vm.create_snapshot(snapshot, paused_done, durable);
   return std::string(kLater);
+}
+
+Result<std::string> ApiServer::Impl::delete_snapshot(const std::string& name,
+                                                     const HttpRequest& request) {
+  TRY(expect_idle());
+  TRY(expect_no_keys(request));
+  TRY(check_name("snapshot", name));
+  TRY(vm.delete_snapshot(name));
+  return std::string("{}");
 }
 
 // --- the outside -----------------------------------------------------------------------------

@@ -12,6 +12,7 @@
 //   POST /v1/snapshots     {"name"?,"description"?,"wait"?:true}
 //                          -> {"name","uuid","pause_us","total_us","memory_bytes","disk_bytes",
 //                              "durable"}
+//   DELETE /v1/snapshots/NAME                                           -> {}
 //   POST /v1/revert        {"snapshot"?,"clock"?:"realtime"|"frozen","verify"?:false}
 //                          -> {"snapshot","total_us","dirty_pages","clusters","phases_us":{...}}
 //

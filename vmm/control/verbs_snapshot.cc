@@ -256,6 +256,14 @@ Result<int> snapshot_check(const std::string& snapshot, Output output) {
 Result<int> snapshot_delete(const std::string& snapshot) {
   const Home home = TRY(Home::from_environment());
   const SnapshotReference reference = TRY(parse_snapshot_reference(snapshot));
+  const Result<VmDirectory> directory = find_vm_directory(home, reference.vm);
+  // A live VM uses those that it can revert to, and knows which of them it can do without.
+  if (directory && TRY(owner_of(*directory))) {
+    return with_live_vm(reference.vm, [&](ApiClient& client) -> Result<int> {
+      TRY(ask(client, "DELETE", "/v1/snapshots/" + reference.name));
+      return kExitDone;
+    });
+  }
   const snapshot::SnapshotStore store = TRY(open_store(home));
   TRY(store.remove(reference.vm, reference.name));
   return kExitDone;

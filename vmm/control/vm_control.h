@@ -82,6 +82,10 @@ class VmControl {
                                std::function<void(const SnapshotResult&)> paused_done,
                                std::function<void(Result<SnapshotResult>)> durable) = 0;
   virtual Result<RevertResult> revert(const RevertRequest& request) = 0;
+  // Lets go of a snapshot of this VM's and removes it from the store. Refused for the one that the VM
+  // stands on, one that is being written, and one that others rest on; then it stays as it was.
+  // Takes as long as the host takes to remove its files: the guest goes on meanwhile.
+  virtual Result<void> delete_snapshot(const std::string& name) = 0;
 };
 
 }  // namespace control

@@ -103,6 +103,18 @@ TEST_F(ApiServerTest, RevertAnswersWithTheFiguresScriptsRelyOn) {
   EXPECT_EQ(vm_.reverts[1].snapshot, "");
 }
 
+TEST_F(ApiServerTest, SnapshotIsDeletedByItsName) {
+  ApiClient c = client();
+  EXPECT_EQ(c.request("DELETE", "/v1/snapshots/clean").value(), "{}");
+  EXPECT_EQ(vm_.deleted, std::vector<std::string>{"clean"});
+  const Result<std::string> refused = c.request("DELETE", "/v1/snapshots/current");
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().kind(), ErrorKind::wrong_state);
+  EXPECT_FALSE(c.request("DELETE", "/v1/snapshots/../x"));
+  EXPECT_FALSE(c.request("DELETE", "/v1/snapshots/"));
+  EXPECT_FALSE(c.request("DELETE", "/v1/snapshots"));
+}
+
 TEST_F(ApiServerTest, AClientThatAsksAndDoesNotReadIsNotReadEither) {
   const base::Fd fd = raw();
   const std::string_view request = "GET /v1/vm HTTP/1.1\r\nHost: x\r\n\r\n";

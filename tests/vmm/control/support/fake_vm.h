@@ -70,12 +70,19 @@ class FakeVm final : public VmControl {
     return result;
   }
 
+  Result<void> delete_snapshot(const std::string& name) override {
+    if (name == "current") return make_error(ErrorKind::wrong_state, "the VM stands on it");
+    deleted.push_back(name);
+    return {};
+  }
+
   VmState state = VmState::running;
   int power_presses = 0;
   bool killed = false;
   bool hold_snapshots = false;
   std::string snapshot_error;
   std::vector<RevertRequest> reverts;
+  std::vector<std::string> deleted;
   std::function<void()> held_paused_done;
   std::function<void()> held_durable;
   std::function<void()> on_kill;
