@@ -20,7 +20,7 @@
 
 namespace snapshot {
 
-inline constexpr u32 kManifestVersion = 2;
+inline constexpr u32 kManifestVersion = 3;
 inline constexpr u64 kMaximumManifestBytes = 4 * base::kMiB;
 
 // Names of the files in a snapshot's directory.
@@ -43,7 +43,7 @@ struct Timestamp {
 
 // The host that took the snapshot, as far as a restore depends on it.
 struct HostIdentity {
-  std::string kvm_kind;    // "hardware", "pvm"
+  std::string kvm_kind;    // "svm", "vmx", "pvm", "unknown"
   std::string cpu_vendor;  // CPUID 0: "AuthenticAMD"
   u32 cpu_family = 0;
   u32 cpu_model = 0;

@@ -14,9 +14,20 @@
 namespace vmm {
 namespace {
 
+// In manifests: never changes, whatever people are told.
+std::string_view kvm_token(kvm::KvmKind kind) {
+  switch (kind) {
+    case kvm::KvmKind::svm: return "svm";
+    case kvm::KvmKind::vmx: return "vmx";
+    case kvm::KvmKind::pvm: return "pvm";
+    case kvm::KvmKind::unknown: break;
+  }
+  return "unknown";
+}
+
 // The processor as CPUID leaf 0 and 1 describe it.
 snapshot::HostIdentity host_identity(const kvm::Kvm& kvm) {
-  snapshot::HostIdentity host{.kvm_kind = std::string(kvm.kind_name()),
+  snapshot::HostIdentity host{.kvm_kind = std::string(kvm_token(kvm.kind())),
                               .cpu_vendor = {},
                               .cpu_name = kvm::cpu_name(kvm.supported_cpuid()),
                               .kernel = {}};

@@ -9,6 +9,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <set>
 
 #include "snapshot/manifest.h"
 #include "snapshot/state_file.h"
@@ -109,6 +110,13 @@ TEST_F(OtherHost, CpuOfAnotherVendorIsRefusedNamingBoth) {
 TEST_F(OtherHost, CpuOfAnotherModelIsRefusedNamingBoth) {
   change_manifest([](snapshot::Manifest& manifest) { manifest.host.cpu_model += 1; });
   expect_refused("snapshot was taken on CPU family/model ");
+}
+
+TEST_F(OtherHost, KindOfKvmIsAWordOfTheFormat) {
+  change_manifest([](const snapshot::Manifest& manifest) {
+    const std::set<std::string> words = {"svm", "vmx", "pvm", "unknown"};
+    EXPECT_TRUE(words.contains(manifest.host.kvm_kind)) << manifest.host.kvm_kind;
+  });
 }
 
 TEST_F(OtherHost, OtherKindOfKvmIsRefusedNamingBoth) {
