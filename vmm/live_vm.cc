@@ -196,6 +196,8 @@ Result<snapshot::SnapshotNode*> LiveVm::find_snapshot(const std::string& name) {
 Result<void> LiveVm::reboot() {
   machine_->quiesce();
   ++timeline_;
+  // A kernel that has gone or changed meanwhile must not cost what the guest has in memory.
+  TRY(machine_->check_boot());
   TRY(machine_->reset());
   TRY(machine_->boot());
   if (state_ == VmState::running) machine_->resume();

@@ -7,7 +7,6 @@
 #include "vmm/base/check.h"
 #include "vmm/base/log.h"
 #include "vmm/base/planted_fault.h"
-#include "vmm/boot/kernel.h"
 #include "vmm/boot/layout.h"
 
 namespace vmm {
@@ -169,14 +168,23 @@ void Machine::list_parts() {
   }
 }
 
+boot::BootConfig Machine::boot_config() const {
+  return {.kernel_path = config_.kernel,
+          .initrd_path = config_.initrd,
+          .command_line = config_.append,
+          .vcpu_count = config_.cpus,
+          .virtio_slots_present = virtio_slots_present_};
+}
+
 Result<void> Machine::boot() {
-  const boot::StartRegisters start =
-      TRY(boot::load_kernel(*memory_, {.kernel_path = config_.kernel,
-                                       .initrd_path = config_.initrd,
-                                       .command_line = config_.append,
-                                       .vcpu_count = config_.cpus,
-                                       .virtio_slots_present = virtio_slots_present_}));
+  const boot::StartRegisters start = TRY(boot::load_kernel(*memory_, boot_config()));
   return start_at(processors_->vcpu(0), start);
+}
+
+Result<void> Machine::check_boot() const {
+  const auto elsewhere = TRY(memory::GuestMemory::create(memory_->size_bytes()));
+  TRY(boot::load_kernel(*elsewhere, boot_config()));
+  return {};
 }
 
 Result<void> Machine::reset() {

@@ -24,6 +24,7 @@
 #include "devices/power.h"
 #include "devices/serial.h"
 #include "devices/virtio/mmio.h"
+#include "vmm/boot/kernel.h"
 #include "vmm/control/machine_config.h"
 #include "vmm/kvm/page_zapper.h"
 #include "vmm/kvm/processors.h"
@@ -76,6 +77,8 @@ class Machine final : private devices::MachineEvents, private VcpuExitHandler {
 
   // Puts the kernel into RAM and the first vCPU at its entry. REQUIRES: as just built, or reset().
   Result<void> boot();
+  // Refuses what boot() would refuse, and touches nothing.
+  Result<void> check_boot() const;
   // As just built: RAM zero, devices and vCPUs reset; the disks keep their content, as they do when
   // a computer is reset. REQUIRES: quiet.
   Result<void> reset();
@@ -124,6 +127,7 @@ class Machine final : private devices::MachineEvents, private VcpuExitHandler {
  private:
   explicit Machine(const control::MachineConfig& config) : config_(config) {}
   Result<void> build(Parts parts);
+  boot::BootConfig boot_config() const;
   Result<void> add_platform_devices(devices::SerialSink& console);
   Result<void> add_virtio_device(u32 slot, std::string thread_name, u32 queue_count,
                                  devices::QueueKicker& kicker,

@@ -365,5 +365,25 @@ TEST_F(Revert, SnapshotThatSomethingStandsOnIsNotDeletedAndCanBeRevertedTo) {
   EXPECT_EQ(vm_.ask("nonce").rfind("NONCE 2\n", 0), 0u);
 }
 
+TEST_F(Revert, RebootWithoutAKernelKeepsTheMemory) {
+  std::filesystem::copy(guest_path("workload"), home_.file("kernel"));
+  const CommandResult run = home_.quicksave(
+      {"run", "--name", "t", "--kernel", home_.file("kernel"), "-m", "64M", "-d"});
+  ASSERT_EQ(run.status, 0) << run.err;
+  ASSERT_TRUE(vm_.wait_for("READY"));
+  vm_.ask("fill 0 8192 1");
+  const std::string status = "/proc/" + std::to_string(home_.pid_of("t")) + "/status";
+  const auto resident_kib = [&] {
+    const std::string text = read_file(status);
+    return std::stoul(text.substr(text.find("VmRSS:") + 6));
+  };
+  EXPECT_GT(resident_kib(), 32768u);
+  std::filesystem::remove(home_.file("kernel"));
+  vm_.send("reset\n");
+  for (int look = 0; look < 500 && home_.state_of("t") != "halted"; ++look) ::usleep(10000);
+  EXPECT_EQ(home_.state_of("t"), "halted");
+  EXPECT_GT(resident_kib(), 32768u);
+}
+
 }  // namespace
 }  // namespace native
