@@ -336,7 +336,8 @@ void Reverter::announce(devices::TimelineChange change) {
   for (devices::Device* device : machine_.devices()) device->timeline_changed(change, generation);
 }
 
-// What may differ: nothing but the clocks, which went on.
+// What may differ: nothing but the clocks, which went on. Of the disks it looks only at that nothing
+// is left above the snapshot's layers; `snapshot check` reads these.
 Result<void> Reverter::verify(const snapshot::SnapshotNode& node) {
   const kvm::ProcessorsState& expected = processors_of(node);
   const kvm::ProcessorsState found = TRY(machine_.processors().try_save());
@@ -351,6 +352,11 @@ Result<void> Reverter::verify(const snapshot::SnapshotNode& node) {
   const snapshot::Comparison memory =
       snapshot::compare_all(machine_.memory(), *node.image, allowed);
   if (!memory.equal()) {
+    // It may be the snapshot's file that has changed, and the machine is right.
+    if (const auto& object = mark_of(node).object; object != nullptr) {
+      TRY_CONTEXT(snapshot::verify_memory_file(object->directory(), object->manifest().memory[0]),
+                  "the snapshot is damaged");
+    }
     return make_error(ErrorKind::corrupt, "{} pages of memory differ after the revert, page {} first",
                       memory.differing_pages, memory.first_page);
   }

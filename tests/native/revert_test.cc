@@ -385,5 +385,27 @@ TEST_F(Revert, RebootWithoutAKernelKeepsTheMemory) {
   EXPECT_GT(resident_kib(), 32768u);
 }
 
+// The machine is right, what it is compared with is not.
+TEST_F(Revert, VerifyTellsADamagedSnapshotFromADamagedMachine) {
+  start("workload");
+  vm_.ask("fill 0 2048 1");
+  vm_.snapshot("clean");
+  std::string uuid = read_file(home_.path() + "/vms/t/refs/clean");
+  uuid.pop_back();
+  const std::string file = home_.path() + "/snapshots/" + uuid + "/memory";
+  const std::string memory = read_file(file);
+  // In the middle of what the guest filled.
+  const std::size_t first = memory.find_first_not_of('\0', 8 << 20);
+  const std::size_t damaged = (first & ~std::size_t{4095}) + (1 << 20) + 17;
+  std::filesystem::permissions(file, std::filesystem::perms::owner_write,
+                               std::filesystem::perm_options::add);
+  std::fstream(file, std::ios::in | std::ios::out | std::ios::binary)
+      .seekp(static_cast<std::streamoff>(damaged))
+      .put(static_cast<char>(~memory[damaged]));
+  const CommandResult result = home_.quicksave({"revert", "t", "clean", "--verify"});
+  EXPECT_EQ(result.status, 1);
+  EXPECT_NE(result.err.find("the snapshot is damaged"), std::string::npos) << result.err;
+}
+
 }  // namespace
 }  // namespace native

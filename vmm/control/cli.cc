@@ -231,7 +231,8 @@ void add_revert(CLI::App& app, Invocation& call) {
   verb.add_option("NAME", options.snapshot, "default: the snapshot it stands on");
   verb.add_option("--clock", options.clock,
                   "realtime (default): the guest's clock is right; frozen: it goes on from then");
-  verb.add_flag("--verify", call.verify, "compare all of memory and state afterwards");
+  verb.add_flag("--verify", call.verify,
+                "compare all of memory and state afterwards; disks: snapshot check");
   add_json(verb, call);
   verb.final_callback([&call] {
     call.work = [&call]() -> Result<int> {

@@ -50,7 +50,7 @@ enum class Verify : u8 { no, yes };
 struct RevertRequest {
   std::string snapshot;  // empty: the current one
   ClockPolicy clock = ClockPolicy::realtime;
-  Verify verify = Verify::no;  // compare all of memory and state afterwards; slow
+  Verify verify = Verify::no;  // compare all of memory and state, not disks; slow
 };
 
 struct RevertResult {
