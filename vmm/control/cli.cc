@@ -7,6 +7,7 @@
 #include <CLI/CLI.hpp>
 #include <functional>
 
+#include "vmm/control/json_reader.h"
 #include "vmm/control/usage_error.h"
 #include "vmm/control/verbs.h"
 #include "vmm/control/version.h"
@@ -312,6 +313,18 @@ void fill_standard_streams() {
   }
 }
 
+// Paths, names and texts are kept and sent as JSON.
+Result<void> expect_utf8(const CLI::App& app) {
+  for (const CLI::Option* option : app.get_options()) {
+    for (const std::string& value : option->results()) {
+      if (is_utf8(value)) continue;
+      return make_error(ErrorKind::usage, "{}: what is given is not UTF-8", option->get_name());
+    }
+  }
+  for (const CLI::App* verb : app.get_subcommands()) TRY(expect_utf8(*verb));
+  return {};
+}
+
 int parse_and_work(int argc, char** argv, Launcher& launcher) {
   const std::string word = argc > 1 ? argv[1] : "";
   if (word == "bench") return launcher.bench({argv + 2, argv + argc});
@@ -339,7 +352,8 @@ int parse_and_work(int argc, char** argv, Launcher& launcher) {
   } catch (const CLI::ParseError& error) {
     return report(usage_error(app, error, "quicksave"));
   }
-  const Result<int> status = call.work();
+  const Result<void> sound = expect_utf8(app);
+  const Result<int> status = sound ? call.work() : sound.error();
   return status ? *status : report(status.error());
 }
 

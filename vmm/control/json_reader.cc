@@ -53,6 +53,15 @@ class StrictnessCheck final : public nlohmann::json_sax<json> {
 
 }  // namespace
 
+bool is_utf8(const std::string& text) {
+  try {
+    [[maybe_unused]] const std::string written = json(text).dump();
+  } catch (const json::type_error&) {
+    return false;
+  }
+  return true;
+}
+
 Result<json> parse_json(std::string_view what, std::string_view text) {
   if (text.starts_with("\xef\xbb\xbf")) {
     return make_error(ErrorKind::usage, "{}: starts with a byte order mark", what);

@@ -26,6 +26,9 @@ inline constexpr u32 kMaximumJsonDepth = 32;
 // `what` names the text in the message: "config.json", "request body".
 Result<nlohmann::json> parse_json(std::string_view what, std::string_view text);
 
+// Whether JSON can hold it.
+bool is_utf8(const std::string& text);
+
 class JsonObject final {
  public:
   // `value` must outlive the reader. `path` is empty for the outermost object.

@@ -12,6 +12,7 @@
 #include "blockdev/disk_spec.h"
 #include "snapshot/store.h"
 #include "vmm/base/log.h"
+#include "vmm/control/json_reader.h"
 #include "vmm/control/size_text.h"
 #include "vmm/control/start_pipe.h"
 #include "vmm/control/verbs.h"
@@ -22,6 +23,10 @@ namespace {
 Result<std::string> working_directory() {
   char buffer[PATH_MAX];
   if (::getcwd(buffer, sizeof buffer) == nullptr) return errno_error("name the working directory");
+  if (!is_utf8(buffer)) {
+    return make_error(ErrorKind::usage, "the name of the working directory is not UTF-8")
+        .with_hint("go elsewhere, or give names that start with /");
+  }
   return std::string(buffer);
 }
 

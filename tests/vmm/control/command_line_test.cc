@@ -37,6 +37,9 @@ class FakeLauncher final : public Launcher {
     if (says("vanish")) ::abort();
     Loop loop;
     FakeVm vm;
+    for (const VmState state : {VmState::paused, VmState::halted, VmState::unconfigured}) {
+      if (says(std::string(name_of(state)).c_str())) vm.state = state;
+    }
     auto hub =
         std::move(*ConsoleHub::create(loop, {.log_file = request.directory.console_log(),
                                              .socket_path = request.directory.console_socket(),
@@ -44,9 +47,12 @@ class FakeLauncher final : public Launcher {
     auto server = std::move(*ApiServer::create(loop, vm, request.directory.api_socket()));
     vm.on_kill = [&] { loop.stop(); };
     vm.on_power_button = [&] {
+      if (says("end-at-press")) ::_exit(0);
       if (!says("deaf")) loop.stop();
     };
-    end_on_signals(loop, [&](int) { loop.stop(); });
+    end_on_signals(loop, [&](int) {
+      if (!says("stubborn")) loop.stop();
+    });
     constexpr std::string_view kHello = "hello from the guest\r\n";
     hub->write({reinterpret_cast<const u8*>(kHello.data()), kHello.size()});
     report_ready(request.ready_pipe);
@@ -68,6 +74,7 @@ struct Outcome {
 };
 
 std::string contents(const std::string& path) {
+  if (!std::filesystem::is_regular_file(path)) return "";  // /dev/full has no end
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
 }
@@ -87,25 +94,30 @@ class CommandLine : public testing::Test {
     }
   }
 
-  Outcome quicksave(std::vector<std::string> words) {
+  Outcome quicksave(std::vector<std::string> words) { return finish(begin(std::move(words))); }
+  // The same in two steps, for what happens meanwhile. One at a time.
+  pid_t begin(std::vector<std::string> words) {
     words.insert(words.begin(), "quicksave");
-    const std::string out = home_.path() + "/.out";
-    const std::string err = home_.path() + "/.err";
+    ::unlink(err_.c_str());
+    if (out_.starts_with(home_.path())) ::unlink(out_.c_str());
     const pid_t child = ::fork();
     if (child == 0) {
       ::dup2(::open("/dev/null", O_RDONLY), 0);
-      ::dup2(::open(out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 1);
-      ::dup2(::open(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 2);
+      ::dup2(::open(out_.c_str(), O_WRONLY | O_CREAT, 0600), 1);
+      ::dup2(::open(err_.c_str(), O_WRONLY | O_CREAT, 0600), 2);
       std::vector<char*> arguments;
       for (std::string& word : words) arguments.push_back(word.data());
       arguments.push_back(nullptr);
       FakeLauncher launcher;
       ::_exit(control::main(static_cast<int>(words.size()), arguments.data(), launcher));
     }
+    return child;
+  }
+  Outcome finish(pid_t child) {
     int status = 0;
     ::waitpid(child, &status, 0);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status), contents(out),
-            contents(err)};
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status), contents(out_),
+            contents(err_)};
   }
   Outcome run(const std::string& append, std::vector<std::string> more = {}) {
     std::vector<std::string> words = {"run", "--kernel", kernel_, "--append", append};
@@ -115,6 +127,8 @@ class CommandLine : public testing::Test {
   std::vector<std::string> vms() { return *list_vm_names(home_.home()); }
 
   TemporaryHome home_;
+  std::string out_ = home_.path() + "/.out";
+  std::string err_ = home_.path() + "/.err";
   std::string kernel_;
 };
 
@@ -243,6 +257,38 @@ TEST_F(CommandLine, WhatCanBeRefusedIsRefusedBeforeAnythingExists) {
     EXPECT_EQ(refused.out, "");
     EXPECT_FALSE(std::filesystem::exists(home_.path() + "/vms")) << json(words);
   }
+}
+
+TEST_F(CommandLine, WhatIsNotUtf8IsRefusedByTheNameOfItsOption) {
+  const std::vector<std::pair<std::string, std::vector<std::string>>> bad = {
+      {"--kernel", {"run", "--kernel", "k\xff.elf", "--name", "t", "-d"}},
+      {"--append", {"run", "--kernel", kernel_, "--append", "x=\xff", "-d"}},
+      {"--disk", {"run", "--kernel", kernel_, "--disk", "\xff.raw,format=raw", "-d"}},
+      {"--desc", {"snapshot", "create", "t", "s", "--desc", "\xff"}},
+      {"NAME", {"revert", "t", "\xff"}},
+      {"VM", {"pause", "\xc3"}},
+  };
+  for (const auto& [option, words] : bad) {
+    const Outcome refused = quicksave(words);
+    EXPECT_EQ(refused.status, 2) << option;
+    EXPECT_EQ(refused.err, "error: " + option + ": what is given is not UTF-8\n");
+    EXPECT_FALSE(std::filesystem::exists(home_.path() + "/vms")) << option;
+  }
+  EXPECT_EQ(run("poweroff größe=1").status, 0);
+}
+
+TEST_F(CommandLine, AWorkingDirectoryThatIsNotUtf8ServesOnlyAbsoluteNames) {
+  const std::filesystem::path before = std::filesystem::current_path();
+  const std::string here = home_.path() + "/\xff";
+  std::filesystem::create_directory(here);
+  std::filesystem::current_path(here);
+  std::ofstream("k") << "kernel";
+  const Outcome refused = quicksave({"run", "--kernel", "k"});
+  const Outcome done = run("poweroff");
+  std::filesystem::current_path(before);
+  EXPECT_EQ(refused.status, 2);
+  EXPECT_NE(refused.err.find("working directory"), std::string::npos) << refused.err;
+  EXPECT_EQ(done.status, 0) << done.err;
 }
 
 TEST_F(CommandLine, NamesWhatItDoesNotKnow) {
