@@ -49,6 +49,11 @@ struct Invocation {
   bool no_wait = false;
 };
 
+// For names that have a default: a shell's variable that is not set must not choose it.
+std::string refuse_empty(const std::string& name) {
+  return name.empty() ? "the name is empty" : "";
+}
+
 void add_json(CLI::App& verb, Invocation& call) {
   verb.add_flag_callback(
       "--json", [&call] { call.output = Output::json; }, "print JSON");
@@ -77,7 +82,8 @@ void add_run(CLI::App& app, Invocation& call) {
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   verb.add_option("-m,--memory", options.memory, "such as 512M, 2G; default 512M");
   verb.add_option("--cpus", options.cpus, "1 to 64; default 1");
-  verb.add_option("--name", options.name, "default: generated; such a VM is removed when it ends");
+  verb.add_option("--name", options.name, "default: generated; such a VM is removed when it ends")
+      ->check(refuse_empty);
   verb.add_flag("-d,--detach", call.detach, "return when the guest runs, and print its name");
   verb.add_option("--on-enospc", options.on_enospc,
                   "pause (default) or error, when the host has no space left");
@@ -104,7 +110,8 @@ void add_restore(CLI::App& app, Invocation& call) {
   CLI::App& verb = *app.add_subcommand("restore", "start a new VM from a snapshot");
   RestoreOptions& options = call.restore_options;
   verb.add_option("SNAPSHOT", options.snapshot, "VM@NAME")->required();
-  verb.add_option("--name", options.name, "the new VM's name; default: generated");
+  verb.add_option("--name", options.name, "the new VM's name; default: generated")
+      ->check(refuse_empty);
   verb.add_flag("-d,--detach", call.detach, "return when the guest runs, and print its name");
   verb.add_option("--clock", options.clock,
                   "realtime (default): the guest's clock is right; frozen: it goes on from then");
@@ -191,7 +198,7 @@ void add_snapshot_create(CLI::App& app, Invocation& call) {
     call.create_options.wait = !call.no_wait;
     return snapshot_create(call.create_options, call.output);
   });
-  create.add_option("NAME", call.create_options.name, "default: s1, s2, ...");
+  create.add_option("NAME", call.create_options.name, "default: s1, s2, ...")->check(refuse_empty);
   create.add_option("--desc,--description", call.create_options.description, "a line for people");
   create.add_flag("--no-wait", call.no_wait,
                   "return when the guest goes on; the snapshot is written meanwhile");
@@ -204,7 +211,7 @@ void add_snapshot(CLI::App& app, Invocation& call) {
   add_snapshot_create(group, call);
 
   CLI::App& list = *group.add_subcommand("list", "list snapshots");
-  list.add_option("VM", call.vm, "only this VM's");
+  list.add_option("VM", call.vm, "only this VM's")->check(refuse_empty);
   list.add_flag("--tree", call.tree, "as a tree; * is where the running VM stands");
   add_json(list, call);
   list.final_callback([&call] {
@@ -229,7 +236,8 @@ void add_revert(CLI::App& app, Invocation& call) {
   CLI::App& verb = *app.add_subcommand("revert", "take a running VM back to a snapshot, in place");
   RevertOptions& options = call.revert_options;
   verb.add_option("VM", options.vm, "the VM's name, or VM@NAME")->required();
-  verb.add_option("NAME", options.snapshot, "default: the snapshot it stands on");
+  verb.add_option("NAME", options.snapshot, "default: the snapshot it stands on")
+      ->check(refuse_empty);
   verb.add_option("--clock", options.clock,
                   "realtime (default): the guest's clock is right; frozen: it goes on from then");
   verb.add_flag("--verify", call.verify,

@@ -247,6 +247,7 @@ TEST_F(CommandLine, WhatCanBeRefusedIsRefusedBeforeAnythingExists) {
       {"--kernel", kernel_, "--append", std::string(3000, 'a')},
       {"--kernel", kernel_, "--on-enospc", "explode"},
       {"--kernel", kernel_, "--no-such-flag"},
+      {"--kernel", kernel_, "--name", ""},
       {},
   };
   for (std::vector<std::string> words : bad) {
@@ -289,6 +290,23 @@ TEST_F(CommandLine, AWorkingDirectoryThatIsNotUtf8ServesOnlyAbsoluteNames) {
   EXPECT_EQ(refused.status, 2);
   EXPECT_NE(refused.err.find("working directory"), std::string::npos) << refused.err;
   EXPECT_EQ(done.status, 0) << done.err;
+}
+
+TEST_F(CommandLine, AnEmptyNameIsNotTheDefaultOne) {
+  ASSERT_EQ(run("", {"--name", "t", "-d"}).status, 0);
+  const std::vector<std::vector<std::string>> bad = {
+      {"snapshot", "create", "t", ""},
+      {"snapshot", "list", ""},
+      {"revert", "t", ""},
+      {"revert", "t@"},
+      {"restore", "t@s", "--name", ""},
+      {"restore", "t@s", "--name="},
+  };
+  for (const std::vector<std::string>& words : bad) {
+    const Outcome refused = quicksave(words);
+    EXPECT_EQ(refused.status, 2) << json(words);
+    EXPECT_NE(refused.err.find("name"), std::string::npos) << refused.err;
+  }
 }
 
 TEST_F(CommandLine, NamesWhatItDoesNotKnow) {
