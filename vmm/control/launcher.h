@@ -45,8 +45,8 @@ struct LaunchRequest {
 void report_ready(std::optional<base::Fd>& pipe);
 void report_failure(std::optional<base::Fd>& pipe, const Error& error);
 
-// SIGTERM, SIGINT and SIGHUP call `end` on the loop's thread, once; a second signal kills. `loop`
-// must run until the process ends.
+// SIGTERM, SIGINT and SIGHUP call `end` on the loop's thread; one that comes a second or more after
+// the first kills. `loop` must run until the process ends.
 void end_on_signals(Loop& loop, std::function<void(int signal)> end);
 
 // One line of `doctor`.

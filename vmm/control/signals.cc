@@ -6,22 +6,31 @@
 
 #include "vmm/base/fd.h"
 #include "vmm/base/log.h"
+#include "vmm/control/api_session.h"
 #include "vmm/control/launcher.h"
 
 namespace control {
 namespace {
 
+// timeout(1) and a terminal that closes send two at once, to the process and to its group.
+constexpr u64 kOneRequestMs = 1000;
+
 // What the signal handler needs: globals, because a handler gets nothing else.
 std::atomic<int> g_wake_fd{-1};
 std::atomic<int> g_signal{0};
+std::atomic<u64> g_first_signal_ms{0};
 
-// A first signal asks; a second one does not wait for the answer.
+// A first signal asks; a second one, from somebody who has waited, does not wait for the answer.
 void note_signal(int signal) {
   const int saved_errno = errno;
-  if (g_signal.exchange(signal) != 0) {
+  const u64 now_ms = monotonic_ms();
+  u64 first_ms = 0;
+  if (!g_first_signal_ms.compare_exchange_strong(first_ms, now_ms) &&
+      now_ms - first_ms >= kOneRequestMs) {
     ::signal(signal, SIG_DFL);
     ::raise(signal);
   }
+  g_signal.store(signal);
   const u64 one = 1;
   [[maybe_unused]] const ssize_t count = ::write(g_wake_fd.load(), &one, sizeof one);
   errno = saved_errno;

@@ -309,6 +309,26 @@ TEST_F(CommandLine, AnEmptyNameIsNotTheDefaultOne) {
   }
 }
 
+// timeout(1) sends two: to its child and to its group.
+TEST_F(CommandLine, TwoSignalsAtOnceEndAForegroundVmInOrder) {
+  const pid_t child = begin({"run", "--kernel", kernel_});
+  while (contents(home_.path() + "/.out").empty()) ::usleep(1000);
+  ::kill(child, SIGTERM);
+  ::kill(child, SIGTERM);
+  const Outcome ended = finish(child);
+  EXPECT_EQ(ended.status, 0) << ended.err;
+  EXPECT_TRUE(vms().empty());
+}
+
+TEST_F(CommandLine, ASecondSignalFromSomebodyWhoHasWaitedKills) {
+  const pid_t child = begin({"run", "--kernel", kernel_, "--append", "stubborn"});
+  while (contents(home_.path() + "/.out").empty()) ::usleep(1000);
+  ::kill(child, SIGTERM);
+  ::usleep(1'100'000);
+  ::kill(child, SIGTERM);
+  EXPECT_EQ(finish(child).status, 1000 + SIGTERM);
+}
+
 TEST_F(CommandLine, NamesWhatItDoesNotKnow) {
   const Outcome flag = quicksave({"ps", "--jsno"});
   EXPECT_EQ(flag.status, 2);
