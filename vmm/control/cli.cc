@@ -378,7 +378,7 @@ int main(int argc, char** argv, Launcher& launcher) {
   ::signal(SIGPIPE, SIG_IGN);
   // A file size limit shows as EFBIG, like a full disk.
   ::signal(SIGXFSZ, SIG_IGN);
-  return parse_and_work(argc, argv, launcher);
+  return finish_output(parse_and_work(argc, argv, launcher));
 }
 
 }  // namespace control

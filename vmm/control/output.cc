@@ -8,19 +8,31 @@
 namespace control {
 namespace {
 
-void write_to(int fd, std::string_view text) {
+// The errno with which results were lost, or 0. There is one stdout, so there is one of this.
+int g_lost_output = 0;
+
+// An errno, or 0.
+int write_to(int fd, std::string_view text) {
   while (!text.empty()) {
     const ssize_t count = ::write(fd, text.data(), text.size());
     if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) return;
+    if (count <= 0) return count < 0 ? errno : EIO;
     text.remove_prefix(static_cast<std::size_t>(count));
   }
+  return 0;
 }
 
 }  // namespace
 
 void put(std::string_view text) {
-  write_to(STDOUT_FILENO, text);
+  const int failed = write_to(STDOUT_FILENO, text);
+  if (failed != 0 && failed != EPIPE) g_lost_output = failed;
+}
+
+int finish_output(int status) {
+  if (g_lost_output == 0) return status;
+  report(Error::from_errno(g_lost_output, "write the output"));
+  return status == kExitDone ? kExitInfrastructure : status;
 }
 
 void put_json(const nlohmann::json& value) {

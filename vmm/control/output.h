@@ -19,9 +19,11 @@ inline constexpr int kExitFailed = 1;
 inline constexpr int kExitUsage = 2;
 inline constexpr int kExitInfrastructure = 125;
 
-// To stdout, at once. A reader that went away is nobody's error.
+// To stdout, at once. A reader that went away is nobody's error; other failures show in the end.
 void put(std::string_view text);
 void put_json(const nlohmann::json& value);
+// Says so if results were lost, and returns the status to end with: then, done is not done.
+int finish_output(int status);
 
 // "error: ..." and "hint: ..." to stderr. Returns the exit status that goes with it.
 int report(const Error& error);

@@ -309,6 +309,20 @@ TEST_F(CommandLine, AnEmptyNameIsNotTheDefaultOne) {
   }
 }
 
+TEST_F(CommandLine, LostOutputIsAFailure) {
+  ASSERT_EQ(run("", {"--name", "t", "-d"}).status, 0);
+  const std::vector<std::vector<std::string>> verbs = {
+      {"ps", "--json"}, {"logs", "t"}, {"snapshot", "create", "t", "--json"}, {"version"}};
+  out_ = "/dev/full";
+  for (const std::vector<std::string>& words : verbs) {
+    const Outcome lost = quicksave(words);
+    EXPECT_EQ(lost.status, 125) << json(words);
+    EXPECT_EQ(lost.err, "error: write the output: No space left on device\n");
+  }
+  const Outcome refused = quicksave({"inspect", "nobody"});
+  EXPECT_EQ(refused.status, 1);  // there was nothing to lose
+}
+
 // timeout(1) sends two: to its child and to its group.
 TEST_F(CommandLine, TwoSignalsAtOnceEndAForegroundVmInOrder) {
   const pid_t child = begin({"run", "--kernel", kernel_});
