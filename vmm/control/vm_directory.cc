@@ -75,6 +75,17 @@ u32 pid_in(const base::Fd& lock_file) {
   return pid;
 }
 
+Error held_by_another(const VmDirectory& directory, const base::Fd& lock_file) {
+  const u32 pid = pid_in(lock_file);
+  if (pid == 0) {
+    return make_error(ErrorKind::busy, "VM \"{}\" is being started or removed by another process",
+                      directory.name)
+        .with_hint("try again");
+  }
+  return make_error(ErrorKind::busy, "VM \"{}\" runs as process {}", directory.name, pid)
+      .with_hint(fmt::format("quicksave stop {}", directory.name));
+}
+
 std::string known_vms(const Home& home) {
   const Result<std::vector<std::string>> names = list_vm_names(home);
   if (!names || names->empty()) return "there is no VM; start one with quicksave run";
@@ -159,17 +170,19 @@ Result<VmDirectory> find_vm_directory(const Home& home, std::string_view name) {
 }
 
 Result<void> lock_vm_directory(VmDirectory& directory) {
-  base::Fd fd = TRY_CONTEXT(open_lock_file(directory, O_RDWR | O_CREAT),
-                            fmt::format("VM \"{}\"", directory.name));
-  Result<void> locked =
-      snapshot::lock_file(fd, snapshot::LockMode::exclusive, snapshot::LockWait::no);
-  if (!locked && locked.error().kind() == ErrorKind::busy) {
-    return make_error(ErrorKind::busy, "VM \"{}\" runs as process {}", directory.name, pid_in(fd))
-        .with_hint(fmt::format("quicksave stop {}", directory.name));
+  Result<base::Fd> opened = open_lock_file(directory, O_RDWR | O_CREAT);
+  if (!opened) {
+    TRY(find_vm_directory(directory.home, directory.name));  // somebody removed it meanwhile
+    return std::move(opened).error().with_context(fmt::format("VM \"{}\"", directory.name));
   }
-  if (!locked) return locked;
-  directory.lock = std::move(fd);
-  return {};
+  Result<void> locked =
+      snapshot::lock_file(*opened, snapshot::LockMode::exclusive, snapshot::LockWait::no);
+  if (!locked) {
+    return locked.error().kind() == ErrorKind::busy ? held_by_another(directory, *opened)
+                                                    : std::move(locked).error();
+  }
+  directory.lock = std::move(*opened);
+  return record_no_owner(directory);  // a pid of old must not be taken for ours, and killed
 }
 
 Result<void> record_no_owner(const VmDirectory& directory) {

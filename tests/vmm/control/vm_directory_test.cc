@@ -144,6 +144,29 @@ TEST(VmDirectory, WhoeverHandsTheLockOnIsNoLongerItsOwner) {
   EXPECT_EQ(**owner_of(*find_vm_directory(temporary.home(), "t")), static_cast<u32>(::getpid()));
 }
 
+TEST(VmDirectory, OneThatIsRemovedMeanwhileIsMissing) {
+  const TemporaryHome temporary;
+  VmDirectory gone{temporary.home(), "t", {}};
+  const Result<void> locked = lock_vm_directory(gone);
+  ASSERT_FALSE(locked);
+  EXPECT_EQ(locked.error().kind(), ErrorKind::not_found);
+  EXPECT_EQ(locked.error().message(), "no VM is called \"t\"");
+}
+
+// Else a second `rm --force` would kill whatever has that pid by now.
+TEST(VmDirectory, WhoeverRemovesOneLeavesNoPidOfOldInItsLock) {
+  const TemporaryHome temporary;
+  { ASSERT_TRUE(create_vm_directory(temporary.home(), "t")); }
+  VmDirectory first = *find_vm_directory(temporary.home(), "t");
+  ASSERT_TRUE(lock_vm_directory(first));
+  EXPECT_EQ(**owner_of(first), 0u);
+  VmDirectory second = *find_vm_directory(temporary.home(), "t");
+  const Result<void> refused = lock_vm_directory(second);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().kind(), ErrorKind::busy);
+  EXPECT_NE(refused.error().message().find("started or removed"), std::string::npos);
+}
+
 TEST(UnixSocket, APathLongerThanTheAddressWorks) {
   const TemporaryHome temporary;
   const std::string directory = temporary.path() + "/" + std::string(150, 'd');
