@@ -133,6 +133,16 @@ TEST_F(Lifecycle, SnapshotReportsItsPauseAndSize) {
   EXPECT_LT(result["memory_bytes"].get<unsigned long long>(), 64ull << 20) << "not sparse";
 }
 
+// To resume it would be wrong: it may be paused because the host has no room.
+TEST_F(Lifecycle, StopEndsAPausedVmAndSaysHow) {
+  start();
+  ASSERT_EQ(home_.quicksave({"pause", "t"}).status, 0);
+  CommandResult stopped = home_.quicksave({"stop", "t"});
+  EXPECT_EQ(stopped.status, 0);
+  EXPECT_NE(stopped.err.find("t is paused, not running"), std::string::npos) << stopped.err;
+  EXPECT_EQ(home_.state_of("t"), "stopped");
+}
+
 TEST_F(Lifecycle, NeitherDescriptorsNorMemoryGrowOverReverts) {
   start();
   vm_.snapshot("clean");

@@ -137,6 +137,14 @@ TEST_F(Unconfigured, IsKilledAndRemovedLikeAnyOther) {
   EXPECT_FALSE(std::filesystem::exists(home_.path() + "/run/t"));
 }
 
+TEST_F(Unconfigured, StopEndsIt) {
+  start();
+  CommandResult stopped = home_.quicksave({"stop", "t"});
+  EXPECT_EQ(stopped.status, 0);
+  EXPECT_NE(stopped.err.find("t is unconfigured, not running"), std::string::npos) << stopped.err;
+  EXPECT_EQ(home_.state_of("t"), "stopped");
+}
+
 TEST_F(Unconfigured, OnTheCommandLineItExcludesWhatTheApiWillSay) {
   CommandResult both =
       home_.quicksave({"run", "--unconfigured", "--kernel", guest_path("workload")});

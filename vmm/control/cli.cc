@@ -163,7 +163,8 @@ void add_resume(CLI::App& app, Invocation& call) {
 }
 
 void add_stop(CLI::App& app, Invocation& call) {
-  add_vm_verb(app, call, "stop", "press the power button; kill after the timeout",
+  add_vm_verb(app, call, "stop",
+              "press the power button; kill after the timeout, or at once a VM that cannot answer",
               [&call] { return stop(call.vm, call.stop_timeout_s); })
       .add_option("-t,--timeout", call.stop_timeout_s, "seconds; default 30")
       ->check(CLI::Range(0, 86400));

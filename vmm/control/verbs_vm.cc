@@ -68,11 +68,28 @@ Result<void> check_nothing_is_lost(const snapshot::SnapshotStore& store, const s
                              vm));
 }
 
+// Done too if the VM has ended by itself meanwhile.
+Result<int> end_now(const VmDirectory& directory) {
+  if (Result<ApiClient> client = ApiClient::connect(directory)) {
+    client->set_timeout_ms(kGlanceMs);
+    const Result<std::string> asked = client->request("POST", "/v1/kill");
+    // It listens, and may have a disk to flush.
+    if (asked && TRY(wait_for_end(directory, kKillWaitMs))) return kExitDone;
+  }
+  // It does not listen. The lock is held, so the pid is that of the VM.
+  const std::optional<u32> still = TRY(owner_of(directory));
+  if (still && *still != 0) ::kill(static_cast<pid_t>(*still), SIGKILL);
+  if (TRY(wait_for_end(directory, kKillWaitMs))) return kExitDone;
+  report(make_error(ErrorKind::failed, "process {} of VM \"{}\" does not end", still.value_or(0),
+                    directory.name));
+  return kExitInfrastructure;
+}
+
 Result<int> remove_one(const Home& home, const std::string& vm, Force force) {
   VmDirectory directory = TRY(find_vm_directory(home, vm));
   const std::optional<u32> owner = TRY(owner_of(directory));
   if (owner && force == Force::yes) {
-    const int status = TRY(kill(vm));
+    const int status = TRY(end_now(directory));
     if (status != kExitDone) return status;
   }
   TRY(lock_vm_directory(directory));
@@ -131,36 +148,36 @@ Result<int> set_state(const std::string& vm, VmState state) {
 Result<int> stop(const std::string& vm, u64 timeout_s) {
   const Home home = TRY(Home::from_environment());
   const VmDirectory directory = TRY(find_vm_directory(home, vm));
-  const Result<int> pressed = with_live_vm(vm, [](ApiClient& client) -> Result<int> {
-    TRY(ask(client, "POST", "/v1/power-button"));
-    return kExitDone;
-  });
-  if (!pressed || *pressed != kExitDone) return pressed;
-  if (TRY(wait_for_end(directory, timeout_s * 1000))) return kExitDone;
+  const u64 timeout_ms = timeout_s * 1000;
+  const bool runs = TRY(owner_of(directory)).has_value();
+  Result<ApiClient> client = ApiClient::connect(directory);
+  if (!client) {
+    // It may be ending already.
+    if (runs && TRY(wait_for_end(directory, timeout_ms))) return kExitDone;
+    return client.error();
+  }
+  client->set_timeout_ms(kGlanceMs);
+  const Result<std::string> pressed = client->request("POST", "/v1/power-button");
+  if (!pressed && !client->transport_failed()) {
+    if (pressed.error().kind() != ErrorKind::wrong_state) return pressed.error();
+    // It is paused, halted or unconfigured. To resume it would be wrong: it may be paused because
+    // the host has no room.
+    warn(fmt::format("{}: it cannot answer the power button; killed", pressed.error().message()));
+    return end_now(directory);
+  }
+  // One that did not answer has ended meanwhile, or hangs.
+  if (TRY(wait_for_end(directory, timeout_ms))) return kExitDone;
   warn(fmt::format("VM \"{}\" did not power off within {} s of the power button; killed", vm,
                    timeout_s));
-  return kill(vm);
+  return end_now(directory);
 }
 
 Result<int> kill(const std::string& vm) {
   const Home home = TRY(Home::from_environment());
   const VmDirectory directory = TRY(find_vm_directory(home, vm));
-  Result<ApiClient> client = ApiClient::connect(directory);
-  const std::optional<u32> owner = TRY(owner_of(directory));
-  if (!client && !owner) return client.error();
-  if (client) {
-    client->set_timeout_ms(kGlanceMs);
-    const Result<std::string> asked = client->request("POST", "/v1/kill");
-    // It listens, and may have a disk to flush.
-    if (asked && TRY(wait_for_end(directory, kKillWaitMs))) return kExitDone;
-  }
-  // It does not listen. The lock is held, so the pid is that of the VM.
-  const std::optional<u32> still = TRY(owner_of(directory));
-  if (still && *still != 0) ::kill(static_cast<pid_t>(*still), SIGKILL);
-  if (TRY(wait_for_end(directory, kKillWaitMs))) return kExitDone;
-  report(
-      make_error(ErrorKind::failed, "process {} of VM \"{}\" does not end", still.value_or(0), vm));
-  return kExitInfrastructure;
+  const bool runs = TRY(owner_of(directory)).has_value();
+  if (!runs) TRY(ApiClient::connect(directory));  // for its message
+  return end_now(directory);
 }
 
 Result<int> remove(const std::vector<std::string>& vms, Force force) {

@@ -323,6 +323,59 @@ TEST_F(CommandLine, LostOutputIsAFailure) {
   EXPECT_EQ(refused.status, 1);  // there was nothing to lose
 }
 
+TEST_F(CommandLine, StopKillsAVmThatCannotAnswerTheButton) {
+  for (const char* state : {"paused", "halted", "unconfigured"}) {
+    ASSERT_EQ(run(state, {"--name", "t", "-d"}).status, 0);
+    const Outcome stopped = quicksave({"stop", "t"});
+    EXPECT_EQ(stopped.status, 0) << stopped.err;
+    EXPECT_EQ(stopped.err,
+              fmt::format("warning: fake is {}, not running: it cannot answer the power "
+                          "button; killed\n",
+                          state));
+    EXPECT_EQ(quicksave({"rm", "t"}).status, 0);
+  }
+}
+
+TEST_F(CommandLine, StopEndsAProcessThatDoesNotListen) {
+  ASSERT_EQ(run("", {"--name", "t", "-d"}).status, 0);
+  const Result<VmDirectory> vm = find_vm_directory(home_.home(), "t");
+  ::kill(static_cast<pid_t>(**owner_of(*vm)), SIGSTOP);
+  const Outcome stopped = quicksave({"stop", "-t", "1", "t"});
+  EXPECT_EQ(stopped.status, 0) << stopped.err;
+  EXPECT_NE(stopped.err.find("did not power off within 1 s"), std::string::npos) << stopped.err;
+  EXPECT_EQ(quicksave({"rm", "t"}).status, 0);
+}
+
+TEST_F(CommandLine, StopIsDoneWhenTheVmEndsWithoutAnAnswer) {
+  ASSERT_EQ(run("end-at-press", {"--name", "t", "-d"}).status, 0);
+  const Outcome stopped = quicksave({"stop", "t"});
+  EXPECT_EQ(stopped.status, 0) << stopped.err;
+  EXPECT_EQ(stopped.err, "");
+}
+
+TEST_F(CommandLine, ManyRemoveOneVmAndOnlyMissItOrSeeItGo) {
+  ASSERT_EQ(run("", {"--name", "t", "-d"}).status, 0);
+  std::vector<pid_t> children;
+  for (int i = 0; i < 6; ++i) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      out_ = fmt::format("{}/.out{}", home_.path(), i);
+      err_ = fmt::format("{}/.err{}", home_.path(), i);
+      const Outcome removed = quicksave({"rm", "-f", "t"});
+      const bool missed = removed.err.starts_with("error: no VM is called \"t\"") ||
+                          removed.err.find("removed by another process") != std::string::npos;
+      ::_exit(removed.status == 0 || missed ? 0 : 1);
+    }
+    children.push_back(child);
+  }
+  for (std::size_t i = 0; i < children.size(); ++i) {
+    int status = 0;
+    ::waitpid(children[i], &status, 0);
+    EXPECT_EQ(status, 0) << contents(fmt::format("{}/.err{}", home_.path(), i));
+  }
+  EXPECT_TRUE(vms().empty());
+}
+
 // timeout(1) sends two: to its child and to its group.
 TEST_F(CommandLine, TwoSignalsAtOnceEndAForegroundVmInOrder) {
   const pid_t child = begin({"run", "--kernel", kernel_});

@@ -28,6 +28,9 @@ class FakeVm final : public VmControl {
     return {};
   }
   Result<void> press_power_button() override {
+    if (state != VmState::running) {
+      return make_error(ErrorKind::wrong_state, "fake is {}, not running", name_of(state));
+    }
     ++power_presses;
     if (on_power_button) on_power_button();
     return {};
