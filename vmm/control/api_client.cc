@@ -40,6 +40,7 @@ Result<void> ApiClient::send(std::string_view bytes) {
   while (!bytes.empty()) {
     const ssize_t count = ::send(socket_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
     if (count < 0 && errno == EINTR) continue;
+    if (count < 0 && errno == EPIPE) return {};  // it closed: what it said before that says why
     if (count < 0) return errno_error("VM \"{}\" takes no request", vm_);
     bytes.remove_prefix(static_cast<std::size_t>(count));
   }

@@ -56,6 +56,7 @@ struct ApiServer::Impl : std::enable_shared_from_this<ApiServer::Impl> {
   void watch_listener();
   bool accept_ready();
   void add_client(base::Fd fd);
+  void drop_idlest();
   void sweep();
 
   void serve(const SessionPointer& session, const HttpRequest& request);
@@ -110,6 +111,7 @@ bool ApiServer::Impl::accept_ready() {
 }
 
 void ApiServer::Impl::add_client(base::Fd fd) {
+  if (sessions.size() >= limits.clients) drop_idlest();
   const bool is_full = sessions.size() >= limits.clients;
   auto session = std::make_shared<ApiSession>(
       loop, std::move(fd), limits,
@@ -117,10 +119,25 @@ void ApiServer::Impl::add_client(base::Fd fd) {
       [this](ApiSession& gone) {
         std::erase_if(sessions, [&](const SessionPointer& s) { return s.get() == &gone; });
       });
-  if (is_full) return;  // closed: a client that is one too many sees the end of the connection
+  if (is_full) {
+    const Error error =
+        make_error(ErrorKind::busy, "{} clients are being served already", limits.clients)
+            .with_hint("try again");
+    return session->turn_away(503, dump(error_to_json(error)));
+  }
   sessions.push_back(session);
   session->start();
   if (!is_sweeping) sweep();
+}
+
+// Whoever says nothing keeps a place only as long as nobody else needs it.
+void ApiServer::Impl::drop_idlest() {
+  SessionPointer idlest;
+  for (const SessionPointer& session : sessions) {
+    if (!session->is_idle()) continue;
+    if (!idlest || session->idle_since_ms() < idlest->idle_since_ms()) idlest = session;
+  }
+  if (idlest) idlest->close();
 }
 
 void ApiServer::Impl::sweep() {

@@ -35,7 +35,9 @@
 // handler returns: its time is what users wait for.
 //
 // Limits: 64 clients; 8 KiB of header and 64 KiB of body; 10 s from a request's first byte to its
-// last and for taking an answer; a client may keep the connection and say nothing for ever.
+// last and for taking an answer. A client may keep the connection and say nothing for ever, unless its
+// place is needed: one client too many gets that of whoever has said nothing for longest, and 503 if
+// nobody is idle.
 //
 // Thread: the loop's.
 

@@ -112,10 +112,14 @@ void ApiSession::take_bytes(std::string_view bytes) {
 }
 
 void ApiSession::refuse(int status, std::string_view message) {
+  turn_away(status,
+            fmt::format(R"({{"error":{{"kind":"usage","message":"{}","hint":""}}}})", message));
+}
+
+void ApiSession::turn_away(int status, std::string_view json_body) {
   keep_alive_ = false;
   owes_answer_ = true;
-  answer(status,
-         fmt::format(R"({{"error":{{"kind":"usage","message":"{}","hint":""}}}})", message));
+  answer(status, json_body);
 }
 
 void ApiSession::answer(int status, std::string_view json_body) {
@@ -158,7 +162,14 @@ void ApiSession::send_outbox() {
   outbox_.clear();
   sent_ = 0;
   if (!reader_.is_inside_request()) deadline_ms_ = 0;
+  idle_since_ms_ = monotonic_ms();
   if (!keep_alive_ && !owes_answer_) close();
+}
+
+bool ApiSession::is_idle() const {
+  char byte;
+  return !is_answering() && !reader_.is_inside_request() &&
+         ::recv(fd_.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0;
 }
 
 void ApiSession::give_up_on_slow_client() {

@@ -19,6 +19,8 @@
 
 namespace control {
 
+u64 monotonic_ms();
+
 class ApiSession final : public std::enable_shared_from_this<ApiSession> {
  public:
   // `serve` gets each request and sees to it that answer() is called, now or later.
@@ -30,7 +32,13 @@ class ApiSession final : public std::enable_shared_from_this<ApiSession> {
 
   void start();
   void answer(int status, std::string_view json_body);
+  // Answers whatever the client is about to ask, and closes.
+  void turn_away(int status, std::string_view json_body);
   void close();
+
+  // Between two requests, or before the first, and nothing of the next has come.
+  bool is_idle() const;
+  u64 idle_since_ms() const { return idle_since_ms_; }
 
   // Milliseconds of the monotonic clock at which this client has been too slow; 0: it is not due.
   u64 deadline_ms() const { return deadline_ms_; }
@@ -60,11 +68,10 @@ class ApiSession final : public std::enable_shared_from_this<ApiSession> {
   std::string outbox_;  // sent_ bytes of it are on their way
   std::size_t sent_ = 0;
   u64 deadline_ms_ = 0;
+  u64 idle_since_ms_ = monotonic_ms();  // REQUIRES: is_idle()
   bool owes_answer_ = false;
   bool keep_alive_ = true;
   bool is_watching_ = false;
 };
-
-u64 monotonic_ms();
 
 }  // namespace control

@@ -246,18 +246,41 @@ TEST_F(ApiServerTest, AnIdleConnectionIsKept) {
   EXPECT_TRUE(c.request("GET", "/v1/vm"));
 }
 
-TEST_F(ApiServerTest, OneClientTooManyIsTurnedAway) {
+TEST_F(ApiServerTest, ClientsThatNeverAskKeepNobodyOut) {
+  std::vector<base::Fd> silent;
+  for (u32 i = 0; i < limits_.clients; ++i) silent.push_back(raw());
+  const Result<std::string> answer = client().request("GET", "/v1/vm");
+  EXPECT_TRUE(answer) << answer.error().message();
+}
+
+TEST_F(ApiServerTest, OneClientTooManyGetsThePlaceOfTheIdlest) {
   std::vector<ApiClient> clients;
   for (u32 i = 0; i < limits_.clients; ++i) {
     clients.push_back(client());
     ASSERT_TRUE(clients.back().request("GET", "/v1/vm"));
   }
-  ApiClient extra = client();
-  EXPECT_FALSE(extra.request("GET", "/v1/vm"));
-  EXPECT_TRUE(extra.transport_failed());
-  clients.pop_back();
-  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  ASSERT_TRUE(clients[0].request("GET", "/v1/vm"));
   EXPECT_TRUE(client().request("GET", "/v1/vm"));
+  EXPECT_FALSE(clients[1].request("GET", "/v1/vm"));
+  EXPECT_TRUE(clients[1].transport_failed());
+  EXPECT_TRUE(clients[0].request("GET", "/v1/vm"));
+}
+
+TEST_F(ApiServerTest, OneClientTooManyIsTurnedAwayWhereNobodyIsIdle) {
+  std::vector<base::Fd> asking;
+  for (u32 i = 0; i < limits_.clients; ++i) {
+    asking.push_back(raw());
+    send(asking.back(), "GET /v1/vm HTTP/1.1\r\n");  // and not yet the rest
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  ApiClient extra = client();
+  const Result<std::string> refused = extra.request("GET", "/v1/vm");
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().kind(), ErrorKind::busy);
+  EXPECT_NE(refused.error().message().find("8 clients"), std::string::npos)
+      << refused.error().message();
+  EXPECT_EQ(refused.error().hint(), "try again");
 }
 
 TEST_F(ApiServerTest, ASnapshotAnswersWhenItIsDurable) {
