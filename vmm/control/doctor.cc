@@ -42,14 +42,19 @@ DoctorLine kvm_line() {
   }
   struct stat status {};
   ::stat("/dev/kvm", &status);
+  // Nobody joins root's group for this, and one that may not write would not help.
+  const bool is_for_group = status.st_gid != 0 && (status.st_mode & 0060) == 0060;
+  const std::string join_group =
+      is_for_group ? "sudo usermod -aG $(stat -c %G /dev/kvm) $USER and log in again; in CI: " : "";
   return {
       "/dev/kvm", Health::bad,
       fmt::format("permission denied: you are uid {}, the device belongs to uid {} gid {}, mode "
                   "{:o}",
                   ::geteuid(), status.st_uid, status.st_gid, status.st_mode & 0777),
-      "sudo usermod -aG kvm $USER and log in again; in CI: echo 'KERNEL==\"kvm\", "
-      "MODE=\"0666\"' | sudo tee /etc/udev/rules.d/99-kvm.rules; sudo udevadm control "
-      "--reload; sudo udevadm trigger --name-match=kvm"};
+      join_group +
+          "echo 'KERNEL==\"kvm\", "
+          "MODE=\"0666\"' | sudo tee /etc/udev/rules.d/99-kvm.rules; sudo udevadm control "
+          "--reload; sudo udevadm trigger --name-match=kvm"};
 }
 
 DoctorLine io_uring_line() {
@@ -82,6 +87,11 @@ DoctorLine home_line(const Home& home) {
       return {"home", Health::bad, errno_error("\"{}\"", path).message(), "set QUICKSAVE_HOME"};
     }
     path = path.substr(0, std::max<std::size_t>(1, path.rfind('/')));
+  }
+  struct stat status {};
+  if (::stat(path.c_str(), &status) == 0 && !S_ISDIR(status.st_mode)) {
+    return {"home", Health::bad, fmt::format("\"{}\" is not a directory", path),
+            "set QUICKSAVE_HOME to one"};
   }
   if (::access(path.c_str(), W_OK) != 0) {
     return {"home", Health::bad, errno_error("\"{}\"", path).message(),

@@ -75,17 +75,20 @@ std::string own_groups() {
 Error permission_denied(const std::string& path) {
   struct stat status {};
   std::string device = "the device cannot be examined";
+  std::string join_group;
   if (::stat(path.c_str(), &status) == 0) {
+    const std::string group = name_of_id("/etc/group", status.st_gid);
     device = fmt::format("the device is {}:{} {:04o}", name_of_id("/etc/passwd", status.st_uid),
-                         name_of_id("/etc/group", status.st_gid), status.st_mode & 07777);
+                         group, status.st_mode & 07777);
+    // Nobody joins root's group for this, and one that may not write would not help.
+    if (status.st_gid != 0 && (status.st_mode & 0060) == 0060) {
+      join_group = fmt::format("sudo usermod -aG {} $USER and log in again; or, ", group);
+    }
   }
   return make_error(ErrorKind::denied,
                     "cannot open {}: permission denied (you are uid {}, groups: {}; {})", path,
                     ::geteuid(), own_groups(), device)
-      .with_hint(
-          "sudo usermod -aG kvm $USER and log in again; or, on a machine that is yours alone: "
-          "sudo chmod 0666 " +
-          path);
+      .with_hint(join_group + "on a machine that is yours alone: sudo chmod 0666 " + path);
 }
 
 Error cannot_open(const std::string& path, int error_number) {

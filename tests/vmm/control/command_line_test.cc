@@ -396,6 +396,20 @@ TEST_F(CommandLine, ASecondSignalFromSomebodyWhoHasWaitedKills) {
   EXPECT_EQ(finish(child).status, 1000 + SIGTERM);
 }
 
+TEST_F(CommandLine, DoctorWantsADirectoryForItsHome) {
+  const std::string file = home_.path() + "/file";
+  std::ofstream(file) << "no directory";
+  ::setenv("QUICKSAVE_HOME", file.c_str(), 1);
+  const json doctor = json::parse(quicksave({"doctor", "--json"}).out);
+  ::setenv("QUICKSAVE_HOME", home_.path().c_str(), 1);
+  EXPECT_EQ(doctor["fit"], false);
+  for (const json& line : doctor["checks"]) {
+    if (line["what"] != "home") continue;
+    EXPECT_EQ(line["health"], "BAD");
+    EXPECT_EQ(line["detail"], fmt::format("\"{}\" is not a directory", file));
+  }
+}
+
 TEST_F(CommandLine, NamesWhatItDoesNotKnow) {
   const Outcome flag = quicksave({"ps", "--jsno"});
   EXPECT_EQ(flag.status, 2);

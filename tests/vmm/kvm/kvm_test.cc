@@ -27,13 +27,16 @@ TEST(Kvm, AnotherDeviceIsNotTakenForKvm) {
   EXPECT_EQ(kvm.error().message(), "/dev/null is not a KVM device");
 }
 
-// Root opens everything, so the look is taken in a child without its powers.
-TEST(Kvm, PermissionDeniedNamesUserGroupsAndMode) {
+// What is said of a device with this mode. Root opens everything, so the look is taken in a child
+// without its powers.
+std::string text_of_denied(mode_t mode, gid_t group) {
   const std::string path = testing::TempDir() + "kvm_denied";
-  ASSERT_GE(::close(::open(path.c_str(), O_CREAT | O_WRONLY, 0600)), 0);
-  ASSERT_EQ(::chmod(path.c_str(), 0), 0);
+  EXPECT_GE(::close(::open(path.c_str(), O_CREAT | O_WRONLY, 0600)), 0);
+  const gid_t own_or_given = ::geteuid() == 0 ? group : ::getegid();
+  EXPECT_EQ(::chown(path.c_str(), ::geteuid(), own_or_given), 0);
+  EXPECT_EQ(::chmod(path.c_str(), mode), 0);
   int pipe_ends[2];
-  ASSERT_EQ(::pipe(pipe_ends), 0);
+  EXPECT_EQ(::pipe(pipe_ends), 0);
   const pid_t child = ::fork();
   if (child == 0) {
     if (::geteuid() == 0 && (::setgid(65534) != 0 || ::setuid(65534) != 0)) ::_exit(2);
@@ -49,12 +52,22 @@ TEST(Kvm, PermissionDeniedNamesUserGroupsAndMode) {
       static_cast<std::size_t>(std::max<ssize_t>(::read(pipe_ends[0], text.data(), 4096), 0)));
   ::close(pipe_ends[0]);
   int status = 0;
-  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(::waitpid(child, &status, 0), child);
   ::unlink(path.c_str());
+  return text;
+}
+
+TEST(Kvm, PermissionDeniedNamesUserGroupsAndMode) {
+  const std::string text = text_of_denied(0, 0);
   EXPECT_NE(text.find("permission denied (you are uid "), std::string::npos) << text;
   EXPECT_NE(text.find("groups: "), std::string::npos) << text;
   EXPECT_NE(text.find(" 0000)"), std::string::npos) << text;
-  EXPECT_NE(text.find("usermod -aG kvm"), std::string::npos) << text;
+  EXPECT_NE(text.find("sudo chmod 0666"), std::string::npos) << text;
+}
+
+TEST(Kvm, PermissionDeniedSendsIntoTheDevicesGroupOnlyWhereThatHelps) {
+  EXPECT_NE(text_of_denied(0060, 1).find("usermod -aG"), std::string::npos);
+  EXPECT_EQ(text_of_denied(0000, 1).find("usermod"), std::string::npos);
 }
 
 using CpuidTest = KvmTest;
