@@ -278,6 +278,25 @@ TEST_F(BadSnapshot, ManifestOfAnotherVersionIsRefused) {
   expect_vm_untouched();
 }
 
+TEST_F(BadSnapshot, OneThatIsDamagedKeepsItsKeysInJson) {
+  std::filesystem::path manifest = object() / "manifest.json";
+  chmod(manifest.c_str(), 0600);
+  write_file(manifest, "{}");
+  nlohmann::json listed = home_.quicksave_json({"snapshot", "list", "t"})[0];
+  CommandResult check = home_.quicksave({"snapshot", "check", "t@clean", "--json"});
+  EXPECT_EQ(check.status, 1);
+  nlohmann::json checked = nlohmann::json::parse(check.out);
+  EXPECT_EQ(checked["ok"], false);
+  for (const char* key : {"description", "memory_bytes", "disk_bytes"}) {
+    ASSERT_TRUE(listed.contains(key)) << key;
+    EXPECT_TRUE(listed[key].is_null()) << key;
+  }
+  EXPECT_TRUE(listed["damage"].is_string());
+  EXPECT_TRUE(checked["damage"].is_string());
+  EXPECT_TRUE(checked["disk_bytes"].is_null());
+  EXPECT_EQ(home_.quicksave({"snapshot", "list", "--tree"}).status, 0);
+}
+
 TEST_F(BadSnapshot, BaseImageWrittenSinceIsRefused) {
   std::fstream disk(home_.file("d"), std::ios::in | std::ios::out | std::ios::binary);
   disk.seekp(12345);
@@ -299,8 +318,12 @@ TEST_F(BadSnapshot, FlippedByteOfMemoryIsFoundByVerifyAndCheck) {
     memory.seekp(0x400000 + 100);
     memory.put(static_cast<char>(byte ^ 1));
     memory.close();
-    CommandResult check = home_.quicksave({"snapshot", "check", "t@clean"});
-    EXPECT_NE(check.status, 0) << check.out;
+    CommandResult check = home_.quicksave({"snapshot", "check", "t@clean", "--json"});
+    EXPECT_EQ(check.status, 1) << check.out;
+    nlohmann::json found = nlohmann::json::parse(check.out);
+    EXPECT_EQ(found["ok"], false);
+    EXPECT_NE(found["damage"].get<std::string>().find("checksum"), std::string::npos);
+    EXPECT_TRUE(found["memory_bytes"].is_number());
     std::vector<std::string> verified = restore();
     verified.push_back("--verify");
     expect_refused(verified, "clean");

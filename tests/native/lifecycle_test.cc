@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -133,6 +134,22 @@ TEST_F(Lifecycle, SnapshotReportsItsPauseAndSize) {
   EXPECT_LT(result["memory_bytes"].get<unsigned long long>(), 64ull << 20) << "not sparse";
 }
 
+TEST_F(Lifecycle, DiskBytesAreWhatTheSnapshotsDiskFilesOccupyWhoeverTells) {
+  make_disk(home_.file("d"), 16 << 20);
+  vm_.start("workload", {"--disk", home_.file("d") + ",format=raw"});
+  ASSERT_TRUE(vm_.wait_for("READY"));
+  vm_.ask("disk-write 0 0 64 1");
+  nlohmann::json made = vm_.snapshot("clean");
+  nlohmann::json listed = home_.quicksave_json({"snapshot", "list", "t"});
+  nlohmann::json checked = home_.quicksave_json({"snapshot", "check", "t@clean"});
+  struct stat status = {};
+  std::string object = home_.path() + "/snapshots/" + made["uuid"].get<std::string>();
+  ASSERT_EQ(stat((object + "/disk-0.qcow2").c_str(), &status), 0);
+  EXPECT_EQ(made["disk_bytes"], status.st_blocks * 512);
+  EXPECT_EQ(listed[0]["disk_bytes"], made["disk_bytes"]);
+  EXPECT_EQ(checked["disk_bytes"], made["disk_bytes"]);
+}
+
 // To resume it would be wrong: it may be paused because the host has no room.
 TEST_F(Lifecycle, StopEndsAPausedVmAndSaysHow) {
   start();
@@ -141,6 +158,16 @@ TEST_F(Lifecycle, StopEndsAPausedVmAndSaysHow) {
   EXPECT_EQ(stopped.status, 0);
   EXPECT_NE(stopped.err.find("t is paused, not running"), std::string::npos) << stopped.err;
   EXPECT_EQ(home_.state_of("t"), "stopped");
+}
+
+TEST_F(Lifecycle, ADescriptionSteersNoTerminal) {
+  start();
+  ASSERT_EQ(
+      home_.quicksave({"snapshot", "create", "t", "s", "--desc", "a\nb\x1b[31m größe"}).status, 0);
+  for (const char* form : {"--tree", "t"}) {
+    std::string list = home_.quicksave({"snapshot", "list", form}).out;
+    EXPECT_NE(list.find("a?b?[31m größe"), std::string::npos) << list;
+  }
 }
 
 TEST_F(Lifecycle, NeitherDescriptorsNorMemoryGrowOverReverts) {

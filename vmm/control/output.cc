@@ -54,10 +54,23 @@ void put_progress(std::string_view text) {
   write_to(STDERR_FILENO, text);
 }
 
-std::string table(const std::vector<std::vector<std::string>>& rows) {
+std::string printable(std::string_view text) {
+  std::string shown;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const u8 byte = static_cast<u8>(text[i]);
+    // U+0080 to U+009F, to which terminals listen as well.
+    const bool is_c1 = byte == 0xc2 && i + 1 < text.size() && static_cast<u8>(text[i + 1]) < 0xa0;
+    shown += byte < ' ' || byte == 0x7f || is_c1 ? '?' : text[i];
+    if (is_c1) ++i;
+  }
+  return shown;
+}
+
+std::string table(std::vector<std::vector<std::string>> rows) {
   std::vector<std::size_t> widths;
-  for (const auto& row : rows) {
+  for (auto& row : rows) {
     widths.resize(std::max(widths.size(), row.size()));
+    for (std::string& cell : row) cell = printable(cell);
     for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
   }
   std::string text;

@@ -31,8 +31,11 @@ void warn(std::string_view text);
 // To stderr as it is.
 void put_progress(std::string_view text);
 
-// Columns as wide as their widest cell; the first row is the heading.
-std::string table(const std::vector<std::vector<std::string>>& rows);
+// UTF-8 that somebody else wrote, for a terminal: a '?' for each control character.
+std::string printable(std::string_view text);
+
+// Columns as wide as their widest cell, made printable; the first row is the heading.
+std::string table(std::vector<std::vector<std::string>> rows);
 
 // "850 us", "6.1 ms", "2.4 s"
 std::string human_duration(u64 us);

@@ -1,3 +1,5 @@
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -25,12 +27,18 @@ u64 memory_bytes(const Manifest& manifest) {
   return sum;
 }
 
-// Only what this snapshot itself owns: the layers below belong to its ancestors.
-u64 disk_bytes(const Manifest& manifest) {
+// What the snapshot's own disk files occupy on the host, holes left out: the layers below belong to
+// its ancestors.
+u64 disk_bytes(const snapshot::SnapshotStore& store, const Manifest& manifest) {
   u64 sum = 0;
   for (const auto& disk : manifest.disks) {
-    for (const auto& layer : disk.layers)
-      sum += layer.owner == manifest.uuid ? layer.size_bytes : 0;
+    for (const auto& layer : disk.layers) {
+      struct stat status {};
+      if (layer.owner != manifest.uuid) continue;
+      if (::stat(store.layer_path(layer).c_str(), &status) == 0) {
+        sum += static_cast<u64>(status.st_blocks) * 512;
+      }
+    }
   }
   return sum;
 }
@@ -45,7 +53,8 @@ std::string parent_name(const ListedSnapshot& of, const std::vector<ListedSnapsh
   return of.manifest->parent->to_string();
 }
 
-json to_json(const ListedSnapshot& listed, const std::vector<ListedSnapshot>& all,
+json to_json(const snapshot::SnapshotStore& store, const ListedSnapshot& listed,
+             const std::vector<ListedSnapshot>& all,
              const std::map<std::string, std::string>& current) {
   const std::string parent = parent_name(listed, all);
   json value = {{"vm", listed.vm}, {"name", listed.name}, {"uuid", listed.uuid.to_string()}};
@@ -54,11 +63,10 @@ json to_json(const ListedSnapshot& listed, const std::vector<ListedSnapshot>& al
   value["damage"] = listed.damage.empty() ? json(nullptr) : json(listed.damage);
   const auto found = current.find(listed.vm);
   value["current"] = found != current.end() && found->second == listed.name;
-  if (listed.manifest) {
-    value["description"] = listed.manifest->description;
-    value["memory_bytes"] = memory_bytes(*listed.manifest);
-    value["disk_bytes"] = disk_bytes(*listed.manifest);
-  }
+  const std::optional<Manifest>& manifest = listed.manifest;
+  value["description"] = manifest ? json(manifest->description) : json(nullptr);
+  value["memory_bytes"] = manifest ? json(memory_bytes(*manifest)) : json(nullptr);
+  value["disk_bytes"] = manifest ? json(disk_bytes(store, *manifest)) : json(nullptr);
   return value;
 }
 
@@ -89,12 +97,16 @@ std::string human_time(const json& created) {
   return text;
 }
 
+std::string size_of(const json& bytes) {
+  return bytes.is_number() ? human_size(bytes.get<u64>()) : "?";
+}
+
 std::string label_of(const json& entry) {
-  if (entry["damage"].is_string()) return "DAMAGED: " + entry["damage"].get<std::string>();
-  const std::string description = entry.value("description", "");
+  const json& damage = entry["damage"];
+  if (damage.is_string()) return "DAMAGED: " + printable(damage.get<std::string>());
+  const std::string description = printable(entry["description"].get<std::string>());
   return fmt::format("{}  memory {}  disk {}{}", human_time(entry["created"]),
-                     human_size(entry.value("memory_bytes", u64{0})),
-                     human_size(entry.value("disk_bytes", u64{0})),
+                     size_of(entry["memory_bytes"]), size_of(entry["disk_bytes"]),
                      description.empty() ? "" : fmt::format("  \"{}\"", description));
 }
 
@@ -153,11 +165,18 @@ std::string list_as_table(const json& entries) {
         {entry["vm"].get<std::string>(), entry["name"].get<std::string>(),
          entry.value("current", false) ? "*" : "",
          parent.is_string() ? parent.get<std::string>() : "-", human_time(entry["created"]),
-         human_size(entry.value("memory_bytes", u64{0})),
-         human_size(entry.value("disk_bytes", u64{0})),
-         entry["damage"].is_string() ? label_of(entry) : entry.value("description", "")});
+         size_of(entry["memory_bytes"]), size_of(entry["disk_bytes"]),
+         entry["damage"].is_string() ? label_of(entry) : entry["description"].get<std::string>()});
   }
   return table(rows);
+}
+
+Result<u64> disk_bytes_of(const std::string& vm, const std::string& name) {
+  const Home home = TRY(Home::from_environment());
+  const snapshot::SnapshotStore store = TRY(open_store(home));
+  const snapshot::Uuid uuid = TRY(store.resolve(vm, name));
+  const snapshot::SnapshotObject object = TRY(store.open(uuid));
+  return disk_bytes(store, object.manifest());
 }
 
 }  // namespace
@@ -177,9 +196,14 @@ Result<SnapshotReference> parse_snapshot_reference(const std::string& text) {
 Result<int> snapshot_create(const SnapshotCreateOptions& options, Output output) {
   if (!options.name.empty()) TRY(check_name("snapshot", options.name));
   return with_live_vm(options.vm, [&](ApiClient& client) -> Result<int> {
-    const json made = TRY(ask(
+    json made = TRY(ask(
         client, "POST", "/v1/snapshots",
         {{"name", options.name}, {"description", options.description}, {"wait", options.wait}}));
+    // The VM told what it wrote. It may be gone already, and the snapshot too: that stays, then.
+    if (options.wait) {
+      const Result<u64> occupied = disk_bytes_of(options.vm, made.value("name", ""));
+      if (occupied) made["disk_bytes"] = *occupied;
+    }
     if (output == Output::json) {
       put_json(made);
       return kExitDone;
@@ -206,7 +230,7 @@ Result<int> snapshot_list(const std::string& vm, ListForm form, Output output) {
   }
   const std::map<std::string, std::string> current = current_snapshots(home, listed);
   json entries = json::array();
-  for (const ListedSnapshot& entry : listed) entries.push_back(to_json(entry, all, current));
+  for (const ListedSnapshot& entry : listed) entries.push_back(to_json(store, entry, all, current));
   if (output == Output::json) {
     put_json(entries);
   } else if (form == ListForm::tree) {
@@ -237,18 +261,22 @@ Result<int> snapshot_check(const std::string& snapshot, Output output) {
   const SnapshotReference reference = TRY(parse_snapshot_reference(snapshot));
   const snapshot::SnapshotStore store = TRY(open_store(home));
   const snapshot::Uuid uuid = TRY(store.resolve(reference.vm, reference.name));
-  const std::string context = fmt::format("snapshot '{}'", snapshot);
-  const snapshot::SnapshotObject object = TRY_CONTEXT(store.open(uuid), context);
-  TRY_CONTEXT(store.check(object), context);
-  const u64 checked = memory_bytes(object.manifest());
+  const Result<snapshot::SnapshotObject> object = store.open(uuid);
+  Result<void> checked = object ? store.check(*object) : object.error();
   if (output == Output::json) {
-    put_json({{"snapshot", snapshot},
-              {"uuid", uuid.to_string()},
-              {"ok", true},
-              {"memory_bytes", checked},
-              {"disk_bytes", disk_bytes(object.manifest())}});
-  } else {
-    put(fmt::format("{}  ok  {} of memory read\n", snapshot, human_size(checked)));
+    put_json(
+        {{"snapshot", snapshot},
+         {"uuid", uuid.to_string()},
+         {"ok", checked.has_value()},
+         {"damage", checked ? json(nullptr) : json(checked.error().message())},
+         {"memory_bytes", object ? json(memory_bytes(object->manifest())) : json(nullptr)},
+         {"disk_bytes", object ? json(disk_bytes(store, object->manifest())) : json(nullptr)}});
+  } else if (checked) {
+    put(fmt::format("{}  ok  {} of memory read\n", snapshot,
+                    human_size(memory_bytes(object->manifest()))));
+  }
+  if (!checked) {
+    return std::move(checked).error().with_context(fmt::format("snapshot '{}'", snapshot));
   }
   return kExitDone;
 }
