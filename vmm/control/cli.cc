@@ -76,13 +76,14 @@ void add_run(CLI::App& app, Invocation& call) {
                   "added to the kernel command line \"console=ttyS0 panic=-1\"");
   verb.add_option("--append-only", options.append_only, "the whole kernel command line");
   verb.add_option("--disk", options.disks,
-                  "FILE,format=qcow2|raw[,mode=overlay|ro][,backing=FILE:FORMAT]..."
+                  "FILE,format=qcow2|raw[,mode=overlay|persist|ro][,backing=FILE:FORMAT]..."
                   "[,backing-dir=DIR]; repeatable")
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   verb.add_option("-m,--memory", options.memory, "such as 512M, 2G; default 512M");
   verb.add_option("--cpus", options.cpus, "1 to 64; default 1");
-  verb.add_option("--name", options.name, "default: generated; such a VM is removed when it ends")
+  verb.add_option("--name", options.name,
+                  "default: generated; such a VM is removed when it ends, unless it was detached")
       ->check(refuse_empty);
   verb.add_flag("-d,--detach", call.detach, "return when the guest runs, and print its name");
   verb.add_option("--on-enospc", options.on_enospc,
