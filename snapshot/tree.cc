@@ -101,7 +101,7 @@ void SnapshotTree::reverted(const SnapshotNode& target) {
   dirty_.reset();
 }
 
-Result<void> SnapshotTree::check_may_remove(const Uuid& uuid) const {
+Result<void> SnapshotTree::check_may_remove(Uuid uuid) const {
   const auto found =
       std::ranges::find_if(entries_, [&](const auto& entry) { return entry->node.uuid == uuid; });
   if (found == entries_.end()) {
@@ -123,7 +123,7 @@ Result<void> SnapshotTree::check_may_remove(const Uuid& uuid) const {
   return {};
 }
 
-Result<void> SnapshotTree::remove(const Uuid& uuid) {
+Result<void> SnapshotTree::remove(Uuid uuid) {
   TRY(check_may_remove(uuid));
   std::erase_if(entries_, [&](const auto& entry) { return entry->node.uuid == uuid; });
   return {};

@@ -72,9 +72,9 @@ class SnapshotTree final {
   // Memory is that of `target` now and its dirty log is armed: nothing is dirty.
   void reverted(const SnapshotNode& target);
 
-  // Refused for current() and for a node with children.
-  Result<void> check_may_remove(const Uuid& uuid) const;
-  Result<void> remove(const Uuid& uuid);
+  // Refused for current() and for a node with children. By value: `uuid` may be that of the very node.
+  Result<void> check_may_remove(Uuid uuid) const;
+  Result<void> remove(Uuid uuid);
   // As if the snapshot had never been taken: if the machine stands on it, it stands on the one before
   // from now on, with the pages of the edge dirty. REQUIRES: no children.
   void withdraw(const SnapshotNode& node);

@@ -13,6 +13,7 @@
 #include "vmm/control/api_session.h"
 #include "vmm/control/json_reader.h"
 #include "vmm/control/unix_socket.h"
+#include "vmm/control/vm_directory.h"
 #include "vmm/control/wire_format.h"
 
 namespace control {
