@@ -55,8 +55,8 @@ class BlockClient;
 struct BlockRequest {
   BlockOp op = BlockOp::read;
   Unmap unmap = Unmap::no;
-  u64 offset_bytes = 0;  // multiple of 512
-  u64 length_bytes = 0;  // multiple of 512; 0 for flush
+  u64 offset_bytes = 0;            // multiple of 512
+  u64 length_bytes = 0;            // multiple of 512; 0 for flush
   std::span<const iovec> buffers;  // read, write: `length_bytes` in total
   BlockClient* client = nullptr;
 };
@@ -100,7 +100,7 @@ class BlockBackend {
  public:
   virtual ~BlockBackend() = default;
 
-  virtual u64 size_bytes() const = 0;         // multiple of 512
+  virtual u64 size_bytes() const = 0;  // multiple of 512
   virtual bool is_read_only() const = 0;
   // What discard works in: requests smaller than this or off its boundaries may be ignored.
   virtual u32 discard_granularity_bytes() const = 0;

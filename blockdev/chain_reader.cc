@@ -16,7 +16,7 @@ Result<ChainRun> ChainReader::run_at(u64 offset, u64 length) {
   if (extent.kind == ExtentKind::computed) {
     run.kind = ChainRun::Kind::computed;
   } else if (extent.kind == ExtentKind::zero) {
-    run.kind = located.layer != nullptr             ? ChainRun::Kind::zero
+    run.kind = located.layer != nullptr          ? ChainRun::Kind::zero
                : located.depth == layers_.size() ? ChainRun::Kind::absent
                                                  : ChainRun::Kind::beyond;
   } else {

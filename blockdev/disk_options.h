@@ -15,8 +15,8 @@ class Executor;
 enum class GetsBacking : u8 { no, yes };
 
 struct DiskOptions {
-  OverlayOptions overlay;                        // mode=overlay
-  EngineMaker make_engine = make_io_engine;      // of all that reads or writes the disk's data
+  OverlayOptions overlay;                       // mode=overlay
+  EngineMaker make_engine = make_io_engine;     // of all that reads or writes the disk's data
   ImageLocking locking = ImageLocking::shared;  // not in mode=persist: of all images
   // mode=persist: whether the image gets a backing file before it is read again: what is not in it is
   // not zero then.

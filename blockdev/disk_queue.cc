@@ -9,9 +9,7 @@ namespace blockdev {
 DiskQueue::DiskQueue(const DiskStack& stack, std::unique_ptr<IoEngine> engine)
     : stack_(stack), engine_(std::move(engine)), reader_(stack_, *engine_, deliveries_) {}
 
-DiskQueue::~DiskQueue() {
-  CHECK(in_flight_count() == 0);
-}
+DiskQueue::~DiskQueue() { CHECK(in_flight_count() == 0); }
 
 void DiskQueue::submit(BlockRequest& request) {
   CHECK(base::contains(stack_.size_bytes, request.offset_bytes, request.length_bytes));

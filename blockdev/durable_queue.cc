@@ -106,9 +106,7 @@ DurableQueue::DurableQueue(const DurableStack& stack, Flusher& flusher, Executor
       either_(std::move(either)),
       reader_(stack_.layers, *engine_, deliveries_) {}
 
-DurableQueue::~DurableQueue() {
-  CHECK(in_flight_count() == 0);
-}
+DurableQueue::~DurableQueue() { CHECK(in_flight_count() == 0); }
 
 void DurableQueue::submit(BlockRequest& request) {
   CHECK(base::contains(stack_.layers.size_bytes, request.offset_bytes, request.length_bytes));

@@ -118,8 +118,6 @@ void FlushGate::release() {
   for (Queue* queue : queues_) queue->opened();
 }
 
-void FlushGate::fail(BlockStatus status) {
-  failure_.store(status);
-}
+void FlushGate::fail(BlockStatus status) { failure_.store(status); }
 
 }  // namespace blockdev

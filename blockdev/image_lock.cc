@@ -89,8 +89,8 @@ Result<void> lock_image(const base::Fd& fd, const std::string& path, ImageUse us
   constexpr off_t kWriter[] = {kUsed + kRead, kUsed + kWrite, kUsed + kResize, kNotShared + kWrite,
                                kNotShared + kResize};
   constexpr off_t kAgainstReader[] = {kNotShared + kRead, kUsed + kWrite, kUsed + kResize};
-  constexpr off_t kAgainstWriter[] = {kNotShared + kRead, kNotShared + kWrite,
-                                      kNotShared + kResize, kUsed + kWrite, kUsed + kResize};
+  constexpr off_t kAgainstWriter[] = {kNotShared + kRead, kNotShared + kWrite, kNotShared + kResize,
+                                      kUsed + kWrite, kUsed + kResize};
   const bool writes = use == ImageUse::write;
   // First take, then test: of two that come at once, at least one sees the other.
   for (const off_t byte : writes ? std::span<const off_t>(kWriter) : kReader) {

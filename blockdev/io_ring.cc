@@ -16,9 +16,7 @@
 namespace blockdev {
 namespace {
 
-Error ring_error(int result, std::string_view what) {
-  return Error::from_errno(-result, what);
-}
+Error ring_error(int result, std::string_view what) { return Error::from_errno(-result, what); }
 
 // liburing 2.3 declares wrappers for the two calls below but does not export them from its shared
 // library.

@@ -77,9 +77,7 @@ class Source final {
   ReadScratch scratch_;
 };
 
-constexpr bool has_data(u64 bitmap) {
-  return (bitmap & 0xffffffff) != 0;
-}
+constexpr bool has_data(u64 bitmap) { return (bitmap & 0xffffffff) != 0; }
 
 Result<Layout> plan_layout(const Source& source) {
   Layout layout;

@@ -24,15 +24,9 @@ enum class EntryKind : u64 { unknown, zero, file, walk };
 constexpr u64 kDepthShift = 56;
 constexpr u64 kMaxSector = (u64{1} << 54) - 1;
 
-EntryKind kind_of(u64 entry) {
-  return static_cast<EntryKind>(entry & 3);
-}
-u64 depth_of(u64 entry) {
-  return entry >> kDepthShift;
-}
-u64 file_offset_of(u64 entry) {
-  return (entry >> 2 & kMaxSector) * kSectorBytes;
-}
+EntryKind kind_of(u64 entry) { return static_cast<EntryKind>(entry & 3); }
+u64 depth_of(u64 entry) { return entry >> kDepthShift; }
+u64 file_offset_of(u64 entry) { return (entry >> 2 & kMaxSector) * kSectorBytes; }
 u64 compose(EntryKind kind, u64 depth, u64 file_offset = 0) {
   return depth << kDepthShift | file_offset / kSectorBytes << 2 | static_cast<u64>(kind);
 }
@@ -58,9 +52,7 @@ MergedLayer::MergedLayer(LayerList layers, Entry* index, u64 index_bytes)
   for (std::atomic<int>& fd : fds_) fd.store(-1, std::memory_order_relaxed);
 }
 
-MergedLayer::~MergedLayer() {
-  ::munmap(index_, index_bytes_);
-}
+MergedLayer::~MergedLayer() { ::munmap(index_, index_bytes_); }
 
 Result<Extent> MergedLayer::map(u64 offset, u64 length) const {
   CHECK(offset < size_bytes_ && length > 0);

@@ -22,9 +22,8 @@ Result<std::unique_ptr<Overlay>> Overlay::create(LayerList lower, const OverlayO
   std::shared_ptr<OverlayLayer> active = TRY_CONTEXT(
       OverlayLayer::create(lower.front()->size_bytes(), arena_options(options), janitor),
       "make an overlay");
-  return std::unique_ptr<Overlay>(
-      new Overlay(std::move(lower), options, std::move(make_engine), std::move(janitor),
-                  std::move(active)));
+  return std::unique_ptr<Overlay>(new Overlay(std::move(lower), options, std::move(make_engine),
+                                              std::move(janitor), std::move(active)));
 }
 
 Overlay::Overlay(LayerList lower, const OverlayOptions& options, EngineMaker make_engine,

@@ -16,15 +16,9 @@ constexpr u64 kAllZero = 0xff00;
 constexpr u64 make_entry(u32 slot, u8 zero, u8 data) {
   return u64{slot} << 16 | u64{zero} << 8 | data;
 }
-constexpr u32 slot_of(u64 entry) {
-  return static_cast<u32>(entry >> 16);
-}
-constexpr u8 zero_of(u64 entry) {
-  return static_cast<u8>(entry >> 8);
-}
-constexpr u8 data_of(u64 entry) {
-  return static_cast<u8>(entry);
-}
+constexpr u32 slot_of(u64 entry) { return static_cast<u32>(entry >> 16); }
+constexpr u8 zero_of(u64 entry) { return static_cast<u8>(entry >> 8); }
+constexpr u8 data_of(u64 entry) { return static_cast<u8>(entry); }
 
 // The mask of the sectors in [within, within + length) of a block.
 constexpr u8 sector_mask(u64 within, u64 length) {

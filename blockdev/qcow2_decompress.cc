@@ -70,8 +70,6 @@ void Decompressor::EndInflate::operator()(z_stream_s* stream) const {
   delete stream;
 }
 
-void Decompressor::FreeZstd::operator()(ZSTD_DCtx_s* context) const {
-  ZSTD_freeDCtx(context);
-}
+void Decompressor::FreeZstd::operator()(ZSTD_DCtx_s* context) const { ZSTD_freeDCtx(context); }
 
 }  // namespace blockdev::qcow2

@@ -13,9 +13,7 @@ RefcountCache::RefcountCache(u32 cluster_bits, u32 refcount_order, std::vector<u
   blocks_.resize(table_.size());
 }
 
-u64 RefcountCache::piece_bytes() const {
-  return std::min<u64>(u64{1} << cluster_bits_, 4096);
-}
+u64 RefcountCache::piece_bytes() const { return std::min<u64>(u64{1} << cluster_bits_, 4096); }
 
 void RefcountCache::insert(u64 block, std::vector<u8> bytes) {
   CHECK(block < table_.size() && table_[block] != 0 && blocks_[block] == nullptr);

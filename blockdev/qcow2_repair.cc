@@ -207,9 +207,7 @@ Result<void> repair_refcounts(const base::Fd& fd, RepairScope scope) {
   return {};
 }
 
-u64 difference(u64 before, u64 after) {
-  return before > after ? before - after : 0;
-}
+u64 difference(u64 before, u64 after) { return before > after ? before - after : 0; }
 
 }  // namespace
 

@@ -38,7 +38,8 @@ class RawWriter final : public WritableImage {
 
   const base::Fd fd_;
   u64 size_bytes_;
-  std::atomic<bool> has_failed_{false};  // a sync did: what it was to make durable may be lost (2.2)
+  // A sync did: what it was to make durable may be lost (2.2).
+  std::atomic<bool> has_failed_{false};
 };
 
 }  // namespace blockdev

@@ -64,8 +64,6 @@ Result<void> StreamWriter::finish() {
   return {};
 }
 
-u64 StreamWriter::checksum() const {
-  return XXH3_64bits_digest(hash_.get());
-}
+u64 StreamWriter::checksum() const { return XXH3_64bits_digest(hash_.get()); }
 
 }  // namespace blockdev

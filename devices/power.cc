@@ -28,18 +28,14 @@ Power::Power(IrqLine& irq, MachineEvents& machine, memory::GuestMemory& memory, 
   CHECK(memory_.ram_offset(generation_id_, sizeof(Generation)));
 }
 
-void Power::ResetRegister::read(u64, std::span<u8> data) {
-  std::ranges::fill(data, u8{0});
-}
+void Power::ResetRegister::read(u64, std::span<u8> data) { std::ranges::fill(data, u8{0}); }
 
 void Power::ResetRegister::write(u64, std::span<const u8> data) {
   if (data.front() == kResetValue) machine_.reboot_requested();
 }
 
 // WAK_STS of the status register is never set: there is no sleep to wake from.
-void Power::SleepRegisters::read(u64, std::span<u8> data) {
-  std::ranges::fill(data, u8{0});
-}
+void Power::SleepRegisters::read(u64, std::span<u8> data) { std::ranges::fill(data, u8{0}); }
 
 void Power::SleepRegisters::write(u64 offset, std::span<const u8> data) {
   if (offset != 0) return;
@@ -50,9 +46,7 @@ void Power::SleepRegisters::write(u64 offset, std::span<const u8> data) {
 }
 
 // No output, and ready for a command.
-void Power::KeyboardController::read(u64, std::span<u8> data) {
-  std::ranges::fill(data, u8{0});
-}
+void Power::KeyboardController::read(u64, std::span<u8> data) { std::ranges::fill(data, u8{0}); }
 
 void Power::KeyboardController::write(u64, std::span<const u8> data) {
   if (data.front() == kPulseResetLine) machine_.reboot_requested();
@@ -66,9 +60,7 @@ void Power::EventRegister::read(u64, std::span<u8> data) {
   std::memcpy(data.data(), &events, sizeof events);
 }
 
-void Power::press_power_button() {
-  raise(kPowerButton);
-}
+void Power::press_power_button() { raise(kPowerButton); }
 
 // An edge for every event, also while an earlier one is unread: that one's edge may have come
 // before the guest unmasked the line.

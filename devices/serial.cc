@@ -229,18 +229,10 @@ void Serial::reset_receiver() {
   state_.received_count = 0;
 }
 
-bool Serial::has_fifo() const {
-  return (state_.fifo_control & kFifoEnable) != 0;
-}
-bool Serial::is_loopback() const {
-  return (state_.modem_control & kLoopback) != 0;
-}
-bool Serial::is_divisor_visible() const {
-  return (state_.line_control & kDivisorLatch) != 0;
-}
-u8 Serial::modem_lines() const {
-  return lines_of(state_.modem_control);
-}
+bool Serial::has_fifo() const { return (state_.fifo_control & kFifoEnable) != 0; }
+bool Serial::is_loopback() const { return (state_.modem_control & kLoopback) != 0; }
+bool Serial::is_divisor_visible() const { return (state_.line_control & kDivisorLatch) != 0; }
+u8 Serial::modem_lines() const { return lines_of(state_.modem_control); }
 
 // The enabled cause of highest priority (table 4).
 u8 Serial::pending_cause() const {

@@ -84,9 +84,7 @@ static inline u64 read_msr(u32 index) { return kernel_call(KERNEL_READ_MSR, inde
 static inline void write_msr(u32 index, u64 value) { kernel_call(KERNEL_WRITE_MSR, index, value); }
 static inline void load_cr3(u64 value) { kernel_call(KERNEL_LOAD_CR3, value, 0); }
 static inline u64 read_cr3(void) { return kernel_call(KERNEL_READ_CR3, 0, 0); }
-static inline void invalidate_page(u64 address) {
-  kernel_call(KERNEL_INVALIDATE_PAGE, address, 0);
-}
+static inline void invalidate_page(u64 address) { kernel_call(KERNEL_INVALIDATE_PAGE, address, 0); }
 
 static inline void cpuid(u32 leaf, u32 registers[4]) {
   kernel_call(KERNEL_CPUID, leaf, (u64)registers);

@@ -32,9 +32,8 @@ Result<void> BaseImage::check_unchanged(std::string_view when) const {
   }
   const BaseImage& now = *found;
   const auto refuse = [&](std::string_view what, const auto& then, const auto& present) {
-    return make_error(ErrorKind::wrong_state,
-                      "base image \"{}\" changed {}: {} was {}, is {}", path, when, what, then,
-                      present)
+    return make_error(ErrorKind::wrong_state, "base image \"{}\" changed {}: {} was {}, is {}",
+                      path, when, what, then, present)
         .with_hint("put the file back as it was; a snapshot cannot be used over another disk");
   };
   if (now.size_bytes != size_bytes) return refuse("size", size_bytes, now.size_bytes);

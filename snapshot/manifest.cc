@@ -164,9 +164,7 @@ auto read_array(JsonObject& object, const char* key, u64 limit, Read read)
   return elements;
 }
 
-json to_json(const Disk& disk) {
-  return disk.to_json();
-}
+json to_json(const Disk& disk) { return disk.to_json(); }
 
 template <class T>
 json to_json_array(const std::vector<T>& elements) {
@@ -212,7 +210,7 @@ Result<Manifest> read_manifest(const json& document) {
   if (version != kManifestVersion) {
     return make_error(ErrorKind::unsupported, "format version {}; this program reads version {}",
                       version, kManifestVersion)
-        .with_hint("use the version of Quicksave that took it; \"program\" in its manifest names it");
+        .with_hint("use the Quicksave that took it; \"program\" in its manifest names it");
   }
   const std::string architecture = TRY(object.text("architecture", 64));
   if (architecture != "x86_64") {
@@ -253,9 +251,7 @@ std::string_view major_version(std::string_view kernel) {
 
 }  // namespace
 
-std::string disk_layer_file(u32 slot) {
-  return fmt::format("disk-{}.qcow2", slot);
-}
+std::string disk_layer_file(u32 slot) { return fmt::format("disk-{}.qcow2", slot); }
 
 json Disk::to_json() const {
   return {{"slot", slot},

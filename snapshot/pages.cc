@@ -59,8 +59,9 @@ void restore_pages_watching_tables(memory::GuestMemory& memory, const MemoryImag
   for_each_piece(image, pages, [&](u64 first, u64 count, const u8* data) {
     for (u64 i = 0; i < count; ++i) {
       const u64 offset = i * base::kPageBytes;
-      const bool is_table = memory::rewrite_page(
-          ram + first * base::kPageBytes + offset, data == nullptr ? kZeroPage.data() : data + offset);
+      const bool is_table =
+          memory::rewrite_page(ram + first * base::kPageBytes + offset,
+                               data == nullptr ? kZeroPage.data() : data + offset);
       if (rewritten.size() <= limit && (is_table || unwatched.contains(first + i))) {
         rewritten.push_back(first + i);
       }

@@ -49,8 +49,8 @@ Result<base::Fd> open_plain_file(const base::Fd& directory, const std::string& n
   return file;
 }
 
-Result<base::Fd> open_sized_file(const base::Fd& directory, const std::string& name,
-                                 u64 size_bytes, HardLinks allowed) {
+Result<base::Fd> open_sized_file(const base::Fd& directory, const std::string& name, u64 size_bytes,
+                                 HardLinks allowed) {
   base::Fd file = TRY(open_plain_file(directory, name, allowed));
   const u64 size = TRY(base::file_size(file));
   if (size != size_bytes) {

@@ -17,8 +17,8 @@ enum class HardLinks : u8 { none, one_other };
 Result<base::Fd> open_plain_file(const base::Fd& directory, const std::string& name,
                                  HardLinks allowed = HardLinks::none);
 // As above, and refuses a file that is not exactly `size_bytes` long.
-Result<base::Fd> open_sized_file(const base::Fd& directory, const std::string& name,
-                                 u64 size_bytes, HardLinks allowed = HardLinks::none);
+Result<base::Fd> open_sized_file(const base::Fd& directory, const std::string& name, u64 size_bytes,
+                                 HardLinks allowed = HardLinks::none);
 // Opens a snapshot's directory; refuses a link, another user's, and one that others may write.
 Result<base::Fd> open_private_directory(const std::string& path);
 

@@ -8,8 +8,8 @@
 #include "snapshot/safe_open.h"
 #include "snapshot/store.h"
 #include "snapshot/store_files.h"
-#include "vmm/base/directories.h"
 #include "vmm/base/check.h"
+#include "vmm/base/directories.h"
 
 namespace snapshot {
 

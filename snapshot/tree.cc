@@ -19,9 +19,7 @@ SnapshotTree::SnapshotTree(u64 page_count)
 
 SnapshotTree::~SnapshotTree() = default;
 
-SnapshotNode* SnapshotTree::current() {
-  return current_ == nullptr ? nullptr : &current_->node;
-}
+SnapshotNode* SnapshotTree::current() { return current_ == nullptr ? nullptr : &current_->node; }
 
 SnapshotNode* SnapshotTree::find(const Uuid& uuid) {
   const auto found =
@@ -41,9 +39,7 @@ std::vector<SnapshotNode*> SnapshotTree::nodes() {
   return all;
 }
 
-void SnapshotTree::note_dirty(const memory::PageSet& pages) {
-  dirty_.unite(pages);
-}
+void SnapshotTree::note_dirty(const memory::PageSet& pages) { dirty_.unite(pages); }
 
 SnapshotNode& SnapshotTree::add(SnapshotNode node) {
   CHECK(find(node.uuid) == nullptr);

@@ -46,9 +46,10 @@ void ConfigurableVm::kill() {
   loop_.stop();
 }
 
-void ConfigurableVm::create_snapshot(const control::SnapshotRequest& request,
-                                     std::function<void(const control::SnapshotResult&)> paused_done,
-                                     std::function<void(Result<control::SnapshotResult>)> durable) {
+void ConfigurableVm::create_snapshot(
+    const control::SnapshotRequest& request,
+    std::function<void(const control::SnapshotResult&)> paused_done,
+    std::function<void(Result<control::SnapshotResult>)> durable) {
   if (!live_) return durable(not_started());
   live_->create_snapshot(request, std::move(paused_done), std::move(durable));
 }

@@ -6,9 +6,9 @@ namespace {
 // How a layer's file names what lies below it: for qemu-img and for people. This program goes by
 // the manifest.
 blockdev::BackingName backing_name(const snapshot::BaseImage& image) {
-  return {.path = image.path,
-          .format = image.format == "raw" ? blockdev::ImageFormat::raw
-                                          : blockdev::ImageFormat::qcow2};
+  return {
+      .path = image.path,
+      .format = image.format == "raw" ? blockdev::ImageFormat::raw : blockdev::ImageFormat::qcow2};
 }
 
 blockdev::BackingName backing_name(const snapshot::DiskLayer& layer) {
@@ -106,10 +106,11 @@ Result<DiskMark> split_disk(const Machine& machine, const PersistentDisks& persi
     mark.layers.push_back(
         known != nullptr
             ? *known
-            : MarkedLayer{.layer = lower[n],
-                          .sealed = std::dynamic_pointer_cast<const blockdev::SealedLayer>(lower[n]),
-                          .frozen = nullptr,
-                          .file = std::nullopt});
+            : MarkedLayer{
+                  .layer = lower[n],
+                  .sealed = std::dynamic_pointer_cast<const blockdev::SealedLayer>(lower[n]),
+                  .frozen = nullptr,
+                  .file = std::nullopt});
   }
   return mark;
 }

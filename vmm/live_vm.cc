@@ -14,10 +14,10 @@ Result<std::unique_ptr<LiveVm>> LiveVm::create(const kvm::Kvm& kvm,
                                                const control::LaunchRequest& request,
                                                control::Loop& loop) {
   auto vm = std::unique_ptr<LiveVm>(new LiveVm(kvm, request, loop));
-  vm->console_ = TRY(control::ConsoleHub::create(
-      loop, {.log_file = request.directory.console_log(),
-             .socket_path = request.directory.console_socket(),
-             .target = request.console}));
+  vm->console_ =
+      TRY(control::ConsoleHub::create(loop, {.log_file = request.directory.console_log(),
+                                             .socket_path = request.directory.console_socket(),
+                                             .target = request.console}));
   vm->store_ = TRY(snapshot::SnapshotStore::open(vm->home_.snapshots(), vm->home_.vms()));
   vm->persistent_ = std::make_unique<PersistentDisks>(request.directory.path());
   if (request.boot) {
@@ -186,7 +186,8 @@ Result<snapshot::SnapshotNode*> LiveVm::find_snapshot(const std::string& name) {
   auto object = std::make_shared<const snapshot::SnapshotObject>(TRY(store_->open(uuid)));
   const auto config = TRY(control::MachineConfig::from_json(object->manifest().machine));
   if (config != machine_->config()) {
-    return make_error(ErrorKind::unsupported, "snapshot '{}' is of a machine built differently", name)
+    return make_error(ErrorKind::unsupported, "snapshot '{}' is of a machine built differently",
+                      name)
         .with_hint(fmt::format("quicksave restore {}@{}", name_, name));
   }
   return reverter_->adopt(std::move(object), disks_at_start_);
@@ -226,8 +227,8 @@ Error LiveVm::wrong_state(std::string_view wanted) const {
   Error error = make_error(ErrorKind::wrong_state, "{} is {}, not {}", name_,
                            control::name_of(state_), wanted);
   if (state_ == VmState::halted) {
-    return std::move(error).with_hint(
-        fmt::format("{}; quicksave revert {}, or quicksave kill {}", paused_because_, name_, name_));
+    return std::move(error).with_hint(fmt::format("{}; quicksave revert {}, or quicksave kill {}",
+                                                  paused_because_, name_, name_));
   }
   return error;
 }

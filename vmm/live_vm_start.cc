@@ -185,8 +185,7 @@ Result<std::unique_ptr<blockdev::Disk>> LiveVm::open_snapshot_disk(
 
 Result<void> LiveVm::restore(const control::LaunchRequest& request) {
   const snapshot::Uuid uuid = TRY(snapshot::Uuid::parse(*request.restore_uuid));
-  const auto object =
-      std::make_shared<const snapshot::SnapshotObject>(TRY(store_->open(uuid)));
+  const auto object = std::make_shared<const snapshot::SnapshotObject>(TRY(store_->open(uuid)));
   TRY_CONTEXT(restore_object(request, object),
               fmt::format("snapshot '{}@{}'", object->manifest().vm, object->manifest().name));
   return {};
@@ -242,10 +241,10 @@ Result<void> LiveVm::build(const control::MachineConfig& config, Machine::Parts 
   machine_ = TRY(Machine::create(config, std::move(parts)));
   tree_ = std::make_unique<snapshot::SnapshotTree>(machine_->memory().page_count());
   reverter_ = std::make_unique<Reverter>(kvm_, *machine_, *tree_, *store_, *persistent_, handover_);
-  snapshotter_ = std::make_unique<Snapshotter>(
-      *machine_, ram_origin, *tree_, *store_,
-      SnapshotIdentity{.vm_name = name_, .host = host_identity(kvm_)}, disks_at_start_,
-      *persistent_, handover_, loop_);
+  snapshotter_ =
+      std::make_unique<Snapshotter>(*machine_, ram_origin, *tree_, *store_,
+                                    SnapshotIdentity{.vm_name = name_, .host = host_identity(kvm_)},
+                                    disks_at_start_, *persistent_, handover_, loop_);
   return {};
 }
 

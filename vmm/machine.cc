@@ -123,16 +123,15 @@ Result<void> Machine::add_disks() {
     devices::QueueKicker& kicker = *kicks;
     kicks_.push_back(std::move(kicks));
     const std::string name = fmt::format("disk{}", i);
-    auto block = TRY_CONTEXT(
-        devices::virtio::Block::create(
-            *memory_, *disks_[i]->backend, events(),
-            {.name = name,
-             .serial = name,
-             .queue_count = queue_count,
-             .on_no_space = config_.on_enospc == control::NoSpacePolicy::pause
-                                ? devices::virtio::OnNoSpace::pause
-                                : devices::virtio::OnNoSpace::error}),
-        name);
+    auto block = TRY_CONTEXT(devices::virtio::Block::create(
+                                 *memory_, *disks_[i]->backend, events(),
+                                 {.name = name,
+                                  .serial = name,
+                                  .queue_count = queue_count,
+                                  .on_no_space = config_.on_enospc == control::NoSpacePolicy::pause
+                                                     ? devices::virtio::OnNoSpace::pause
+                                                     : devices::virtio::OnNoSpace::error}),
+                             name);
     TRY(add_virtio_device(i, name, queue_count, kicker, std::move(block)));
   }
   return {};

@@ -50,8 +50,8 @@ class GsiLine final : public devices::IrqLine {
  public:
   GsiLine(kvm::Vm& vm, u32 gsi) : vm_(vm), gsi_(gsi) {}
   void set(devices::IrqLevel level) override {
-    vm_.set_irq(gsi_, level == devices::IrqLevel::high ? kvm::LineLevel::high
-                                                       : kvm::LineLevel::low);
+    vm_.set_irq(gsi_,
+                level == devices::IrqLevel::high ? kvm::LineLevel::high : kvm::LineLevel::low);
   }
 
  private:

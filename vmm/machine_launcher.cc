@@ -56,18 +56,18 @@ std::vector<control::DoctorLine> MachineLauncher::host_report() {
   if (!kvm) return {{"KVM", Health::bad, kvm.error().message(), kvm.error().hint()}};
   std::vector<control::DoctorLine> lines;
   const bool pvm = kvm->kind() == kvm::KvmKind::pvm;
-  lines.push_back({"KVM", pvm ? Health::odd : Health::good,
-                   fmt::format("{}, up to {} vCPUs", kvm->kind_name(),
-                               kvm->capabilities().maximum_vcpus),
-                   pvm ? "stock Linux does not finish booting on KVM-PVM (its emulator lacks int3); "
-                         "use a host with hardware virtualisation for it"
-                       : ""});
+  lines.push_back(
+      {"KVM", pvm ? Health::odd : Health::good,
+       fmt::format("{}, up to {} vCPUs", kvm->kind_name(), kvm->capabilities().maximum_vcpus),
+       pvm ? "stock Linux does not finish booting on KVM-PVM (its emulator lacks int3); "
+             "use a host with hardware virtualisation for it"
+           : ""});
   const Result<kvm::StaleTranslations> stale = kvm::find_stale_translations(*kvm);
   if (!stale) {
     lines.push_back({"revert", Health::bad, stale.error().message(), stale.error().hint()});
   } else if (*stale == kvm::StaleTranslations::shadow_tables) {
-    lines.push_back({"revert", Health::odd,
-                     "shadow paging: a revert also drops KVM's shadow page tables", ""});
+    lines.push_back(
+        {"revert", Health::odd, "shadow paging: a revert also drops KVM's shadow page tables", ""});
   } else {
     lines.push_back({"revert", Health::good, "two-dimensional paging", ""});
   }

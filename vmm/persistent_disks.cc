@@ -13,9 +13,7 @@
 namespace vmm {
 namespace {
 
-std::string file_name(const std::string& path) {
-  return path.substr(path.rfind('/') + 1);
-}
+std::string file_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 
 void remove_file(const std::string& path) {
   if (::unlink(path.c_str()) == 0 || errno == ENOENT) return;

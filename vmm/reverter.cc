@@ -66,7 +66,8 @@ Result<void> check_disks(const snapshot::Manifest& manifest, std::span<const Dis
                         "first",
                         manifest.disks[i].name, wanted.size(), wanted.front().path, here.size(),
                         here.empty() ? "" : here.front().path)
-          .with_hint("put the files back as they were; a snapshot cannot be used over another disk");
+          .with_hint(
+              "put the files back as they were; a snapshot cannot be used over another disk");
     }
   }
   return {};
@@ -136,8 +137,7 @@ Result<void> Reverter::learn_host() {
 }
 
 Result<snapshot::SnapshotNode*> Reverter::adopt(
-    std::shared_ptr<const snapshot::SnapshotObject> object,
-    std::vector<DiskMark> disks) {
+    std::shared_ptr<const snapshot::SnapshotObject> object, std::vector<DiskMark> disks) {
   const snapshot::Manifest& manifest = object->manifest();
   if (snapshot::SnapshotNode* const known = tree_.find(manifest.uuid); known != nullptr) {
     return known;
@@ -149,8 +149,7 @@ Result<snapshot::SnapshotNode*> Reverter::adopt(
 
   const base::Fd memory_file =
       TRY(snapshot::open_memory_file(object->directory(), manifest.memory[0]));
-  node.image =
-      TRY(snapshot::MemoryImage::of_file(memory_file, machine_.memory().size_bytes()));
+  node.image = TRY(snapshot::MemoryImage::of_file(memory_file, machine_.memory().size_bytes()));
 
   const base::Fd state_file = TRY(object->open_file(manifest.state.file));
   const std::vector<snapshot::Section> sections =
@@ -260,8 +259,7 @@ Result<const memory::PageSet*> Reverter::restore_memory(const snapshot::Snapshot
   return &pages;
 }
 
-void Reverter::copy_pages_back(const snapshot::SnapshotNode& target,
-                               const memory::PageSet& pages) {
+void Reverter::copy_pages_back(const snapshot::SnapshotNode& target, const memory::PageSet& pages) {
   rewritten_tables_.clear();
   if (base::planted("page")) {
     snapshot::restore_pages(machine_.memory(), *target.image, all_but_last(pages));
@@ -320,8 +318,7 @@ Result<void> Reverter::restore_devices(const snapshot::SnapshotNode& node) {
 }
 
 Result<void> Reverter::restore_states(const snapshot::SnapshotNode& node,
-                                      control::ClockPolicy clock,
-                                      devices::TimelineChange change) {
+                                      control::ClockPolicy clock, devices::TimelineChange change) {
   machine_.processors().set_clock_policy(to_kvm(clock));
   machine_.begin_restoring_processors(processors_of(node));
   TRY_CONTEXT(machine_.finish_restoring_processors(), "state of processors");
@@ -357,7 +354,8 @@ Result<void> Reverter::verify(const snapshot::SnapshotNode& node) {
       TRY_CONTEXT(snapshot::verify_memory_file(object->directory(), object->manifest().memory[0]),
                   "the snapshot is damaged");
     }
-    return make_error(ErrorKind::corrupt, "{} pages of memory differ after the revert, page {} first",
+    return make_error(ErrorKind::corrupt,
+                      "{} pages of memory differ after the revert, page {} first",
                       memory.differing_pages, memory.first_page);
   }
   for (std::size_t i = kProcessorsIndex + 1; i < node.states.size(); ++i) {

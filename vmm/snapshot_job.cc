@@ -14,7 +14,8 @@ namespace vmm {
 void SnapshotJob::write(const snapshot::SnapshotStore& store) {
   // Room first: what a killed process left half-written is of no use to anybody.
   if (const Result<u32> removed = store.remove_leftovers(); !removed) {
-    base::log(base::LogLevel::warning, "leftovers of snapshots stay: {}", removed.error().message());
+    base::log(base::LogLevel::warning, "leftovers of snapshots stay: {}",
+              removed.error().message());
   }
   outcome = write_files(store);
   if (outcome) {
@@ -46,8 +47,8 @@ Result<void> SnapshotJob::write_files(const snapshot::SnapshotStore& store) {
 
 Result<void> SnapshotJob::write_layers() {
   for (PendingLayer& layer : layers) {
-    const base::Fd file = TRY(
-        base::open_file_at(draft.directory(), layer.file, O_RDWR | O_CREAT | O_EXCL, 0600));
+    const base::Fd file =
+        TRY(base::open_file_at(draft.directory(), layer.file, O_RDWR | O_CREAT | O_EXCL, 0600));
     const blockdev::LayerFile described = TRY_CONTEXT(
         blockdev::write_layer(*layer.sealed, layer.below, layer.backing, file), layer.file);
     layer.written = {.owner = manifest.uuid,
@@ -124,7 +125,8 @@ void SnapshotJob::open_files(const snapshot::SnapshotStore& store) {
   };
   if (const Result<void> viewed = view_memory(); !viewed) keep_in_memory(viewed.error());
   for (PendingLayer& layer : layers) {
-    Result<blockdev::OpenedLayer> opened = blockdev::open_layer_file(store.layer_path(layer.written));
+    Result<blockdev::OpenedLayer> opened =
+        blockdev::open_layer_file(store.layer_path(layer.written));
     if (opened) {
       layer.durable = std::move(opened->layer);
     } else {

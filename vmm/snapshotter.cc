@@ -16,8 +16,7 @@ namespace vmm {
 Snapshotter::Snapshotter(Machine& machine, snapshot::RamOrigin ram_origin,
                          snapshot::SnapshotTree& tree, const snapshot::SnapshotStore& store,
                          SnapshotIdentity identity, std::vector<DiskMark> disks_at_start,
-                         PersistentDisks& persistent, LayerHandover& handover,
-                         control::Loop& loop)
+                         PersistentDisks& persistent, LayerHandover& handover, control::Loop& loop)
     : machine_(machine),
       ram_origin_(ram_origin),
       tree_(tree),
@@ -52,8 +51,7 @@ void Snapshotter::create(const control::SnapshotRequest& request, bool running,
   start_writing(std::move(*job), std::move(durable));
 }
 
-Result<std::unique_ptr<SnapshotJob>> Snapshotter::prepare(
-    const control::SnapshotRequest& request) {
+Result<std::unique_ptr<SnapshotJob>> Snapshotter::prepare(const control::SnapshotRequest& request) {
   if (is_busy()) {
     return make_error(ErrorKind::busy, "another snapshot of {} is still being written",
                       identity_.vm_name)
@@ -78,10 +76,9 @@ Result<std::unique_ptr<SnapshotJob>> Snapshotter::prepare(
   }
   // The page faults of the copy's destination are taken now, not in the pause. How much will have
   // changed is a guess from what is known before it.
-  const u64 expected_pages =
-      tree_.current() == nullptr
-          ? snapshot::populated_pages(machine_.memory(), ram_origin_).count()
-          : tree_.dirty_since_current().count();
+  const u64 expected_pages = tree_.current() == nullptr
+                                 ? snapshot::populated_pages(machine_.memory(), ram_origin_).count()
+                                 : tree_.dirty_since_current().count();
   job->buffer = TRY(snapshot::CopyBuffer::prepare(machine_.memory().size_bytes(), expected_pages));
   job->persistent = &persistent_;
   job->disk_switch = TRY(persistent_.prepare_split(job->manifest.uuid));
@@ -129,14 +126,13 @@ Result<void> Snapshotter::capture(SnapshotJob& job) {
   scratch_.reset();
   TRY(machine_.collect_dirty(scratch_));
   if (first) {
-    job.image = TRY(snapshot::copy_memory(
-        machine_.memory(), snapshot::populated_pages(machine_.memory(), ram_origin_),
-        std::move(*job.buffer), nullptr));
+    job.image = TRY(snapshot::copy_memory(machine_.memory(),
+                                          snapshot::populated_pages(machine_.memory(), ram_origin_),
+                                          std::move(*job.buffer), nullptr));
   } else {
     tree_.note_dirty(scratch_);
-    job.image =
-        TRY(snapshot::copy_memory(machine_.memory(), tree_.dirty_since_current(),
-                                  std::move(*job.buffer), tree_.current()->image));
+    job.image = TRY(snapshot::copy_memory(machine_.memory(), tree_.dirty_since_current(),
+                                          std::move(*job.buffer), tree_.current()->image));
   }
   node.image = job.image;
   TRY(machine_.vm().rearm_dirty(first ? scratch_ : tree_.dirty_since_current()));

@@ -70,13 +70,10 @@ void VcpuThread::request_park() {
   vcpu_.request_exit();
 }
 
-void VcpuThread::wait_parked() {
-  wait_until(true);
-}
+void VcpuThread::wait_parked() { wait_until(true); }
 
 void VcpuThread::wait_until(bool parked) {
-  if (waiting_ == Waiting::awake_at_first &&
-      wait_awake([&] { return parked_.load() == parked; })) {
+  if (waiting_ == Waiting::awake_at_first && wait_awake([&] { return parked_.load() == parked; })) {
     return;
   }
   base::MutexLock lock(mutex_);

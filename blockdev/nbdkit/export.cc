@@ -59,9 +59,7 @@ BlockStatus Export::write_zeroes(u64 offset, u64 length, Unmap unmap) {
               .buffers = {}});
 }
 
-BlockStatus Export::flush() {
-  return run({.op = BlockOp::flush, .buffers = {}});
-}
+BlockStatus Export::flush() { return run({.op = BlockOp::flush, .buffers = {}}); }
 
 BlockStatus Export::run(BlockRequest request) {
   std::unique_ptr<BlockQueue> queue = take_queue();

@@ -105,21 +105,15 @@ int after_fork() {
 }
 
 // Flushes and unlocks the images. After the last connection.
-void cleanup() {
-  g_server.served.reset();
-}
+void cleanup() { g_server.served.reset(); }
 
 // --- what the disk can ---
 
 int connection;  // nbdkit wants a handle that is not null; connections have nothing of their own
 
-void* open_connection(int) {
-  return &connection;
-}
+void* open_connection(int) { return &connection; }
 
-int64_t get_size(void*) {
-  return static_cast<int64_t>(g_server.served->disk().size_bytes());
-}
+int64_t get_size(void*) { return static_cast<int64_t>(g_server.served->disk().size_bytes()); }
 
 int block_size(void*, uint32_t* minimum, uint32_t* preferred, uint32_t* maximum) {
   const u32 granularity = g_server.served->disk().discard_granularity_bytes();
@@ -129,13 +123,9 @@ int block_size(void*, uint32_t* minimum, uint32_t* preferred, uint32_t* maximum)
   return 0;
 }
 
-int can_write(void*) {
-  return g_server.served->disk().is_read_only() ? 0 : 1;
-}
+int can_write(void*) { return g_server.served->disk().is_read_only() ? 0 : 1; }
 
-int yes(void*) {
-  return 1;
-}
+int yes(void*) { return 1; }
 
 int can_fua(void*) {
   return NBDKIT_FUA_EMULATE;  // a flush behind the request: the engine knows nothing cheaper
@@ -169,9 +159,7 @@ int pwrite(void*, const void* from, uint32_t count, uint64_t offset, uint32_t) {
   return is_whole_sectors(count, offset) ? answer(g_server.served->write(offset, count, from)) : -1;
 }
 
-int flush(void*, uint32_t) {
-  return answer(g_server.served->flush());
-}
+int flush(void*, uint32_t) { return answer(g_server.served->flush()); }
 
 // A hint: what is not a whole sector stays.
 int trim(void*, uint32_t count, uint64_t offset, uint32_t) {

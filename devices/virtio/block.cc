@@ -83,8 +83,6 @@ std::span<const u8> Block::config_space() const {
   return {reinterpret_cast<const u8*>(&config_), sizeof config_};
 }
 
-QueueHandler& Block::queue_handler(u32 index) {
-  return *queues_[index];
-}
+QueueHandler& Block::queue_handler(u32 index) { return *queues_[index]; }
 
 }  // namespace devices::virtio

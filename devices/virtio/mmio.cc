@@ -15,9 +15,7 @@ void set_half(u64& value, u32 half, u32 bits) {
   value = (value & ~(u64{0xffffffff} << shift)) | u64{bits} << shift;
 }
 
-u32 half_of(u64 value, u32 half) {
-  return half > 1 ? 0 : static_cast<u32>(value >> (half * 32));
-}
+u32 half_of(u64 value, u32 half) { return half > 1 ? 0 : static_cast<u32>(value >> (half * 32)); }
 
 }  // namespace
 
@@ -38,9 +36,7 @@ MmioDevice::MmioDevice(u32 slot, memory::GuestMemory& memory, IrqLine& irq, Queu
   state_.queues.resize(type_->queue_count());
 }
 
-MmioDevice::~MmioDevice() {
-  reset();
-}
+MmioDevice::~MmioDevice() { reset(); }
 
 // --- registers ---------------------------------------------------------------------------------
 
@@ -215,9 +211,7 @@ void MmioDevice::resume() {
 
 // --- state -------------------------------------------------------------------------------------
 
-std::string MmioDevice::state_name() const {
-  return fmt::format("virtio-mmio.{}", slot_);
-}
+std::string MmioDevice::state_name() const { return fmt::format("virtio-mmio.{}", slot_); }
 
 MmioState MmioDevice::save() const {
   base::MutexLock lock(mutex_);

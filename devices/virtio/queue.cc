@@ -38,9 +38,7 @@ constexpr u64 kElementsOffset = 4;
 constexpr u64 kEventBytes = 2;
 constexpr u16 kNoInterrupt = 1;  // VIRTQ_AVAIL_F_NO_INTERRUPT
 
-constexpr u64 descriptor_table_bytes(u64 size) {
-  return size * sizeof(Descriptor);
-}
+constexpr u64 descriptor_table_bytes(u64 size) { return size * sizeof(Descriptor); }
 constexpr u64 avail_ring_bytes(u64 size) {
   return kElementsOffset + size * sizeof(le16) + kEventBytes;
 }

@@ -50,9 +50,7 @@ void QueueRunner::serve() {
   if (more) kicker_.kick(index_);
 }
 
-bool QueueRunner::is_running() const {
-  return queue_.is_started() && !paused_;
-}
+bool QueueRunner::is_running() const { return queue_.is_started() && !paused_; }
 
 bool QueueRunner::must_yield() const {
   mutex_.assert_held();

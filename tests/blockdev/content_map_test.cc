@@ -31,9 +31,7 @@ std::string content_of(const Disk& disk, u64 offset, u64 length, u64 max_runs = 
   }
   return text;
 }
-std::string content_of(const Disk& disk) {
-  return content_of(disk, 0, disk.backend->size_bytes());
-}
+std::string content_of(const Disk& disk) { return content_of(disk, 0, disk.backend->size_bytes()); }
 
 TEST(ContentMap, HolesOfARawFileAreZero) {
   const TempDir dir;

@@ -20,9 +20,7 @@ struct ImageKind {
   std::string base = {};  // "raw" or "qcow2"
 };
 
-void PrintTo(const ImageKind& kind, std::ostream* out) {
-  *out << kind.name;
-}
+void PrintTo(const ImageKind& kind, std::ostream* out) { *out << kind.name; }
 
 // An image made by qemu-img, perhaps above another, opened for writing, with a model of it.
 struct Rig {

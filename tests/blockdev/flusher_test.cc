@@ -113,12 +113,12 @@ TEST(Flusher, CloseWaitsForAFlushAndOneThatComesLaterChangesNothing) {
 
   // Stands in its first barrier: what leads to the cluster is not written yet.
   Signal in_flush, may_go_on;
-  WaitingIo slow(std::make_unique<test::HookedEngine>(
-      test::make_sync_engine().value(), [&](const IoOperation& operation) {
-        if (operation.kind != IoKind::sync) return;
-        in_flush.give();
-        may_go_on.wait();
-      }));
+  WaitingIo slow(std::make_unique<test::HookedEngine>(test::make_sync_engine().value(),
+                                                      [&](const IoOperation& operation) {
+                                                        if (operation.kind != IoKind::sync) return;
+                                                        in_flush.give();
+                                                        may_go_on.wait();
+                                                      }));
   std::thread flushes(
       [&] { EXPECT_EQ(image->flush(slow, WritableImage::FlushReason::background), 0); });
   in_flush.wait();

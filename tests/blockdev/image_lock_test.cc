@@ -120,9 +120,10 @@ TEST(ImageLock, WritableChainHoldsItsTopForWritingAndTheRestForReading) {
   const TempDir dir;
   run_ok("qemu-img create -q -f qcow2 " + dir.path("base.qcow2") + " 1M");
   run_ok("qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 " + dir.path("top.qcow2"));
-  const DiskSpec spec = parse_disk_spec(dir.path("top.qcow2") + ",format=qcow2,mode=persist,backing=" +
-                                        dir.path("base.qcow2") + ":qcow2")
-                            .value();
+  const DiskSpec spec =
+      parse_disk_spec(dir.path("top.qcow2") +
+                      ",format=qcow2,mode=persist,backing=" + dir.path("base.qcow2") + ":qcow2")
+          .value();
   const WritableChain chain = open_writable_chain(spec).value();
   EXPECT_EQ(chain.below.layers.size(), 1u);
   EXPECT_EQ(chain.below.images.size(), 2u);

@@ -83,9 +83,7 @@ FakeLayers random_layers(std::mt19937_64& random) {
   return layers;
 }
 
-LayerList listed(const FakeLayers& layers) {
-  return {layers.begin(), layers.end()};
-}
+LayerList listed(const FakeLayers& layers) { return {layers.begin(), layers.end()}; }
 
 void expect_same(const LayerList& layers, const Layer& merged, u64 offset, u64 length) {
   const Extent found = merged.map(offset, length).value();

@@ -283,9 +283,9 @@ TEST(LayerWriter, NameThatNoReaderTakesIsRefused) {
   const std::unique_ptr<Disk> disk = raw_disk(dir, small_options(dir));
   const LayerList below = disk->overlay->lower();
   const SealedPointer sealed = disk->overlay->seal().value();
-  for (const std::string& name : {std::string("a\tb"), std::string("a\xc2\x85"),
-                                  std::string("a\xe2\x80\x8e"), std::string("\xff"),
-                                  std::string(1024, 'a')}) {
+  for (const std::string& name :
+       {std::string("a\tb"), std::string("a\xc2\x85"), std::string("a\xe2\x80\x8e"),
+        std::string("\xff"), std::string(1024, 'a')}) {
     EXPECT_FALSE(write_to(dir.path("l.qcow2"), *sealed, below, {name, ImageFormat::raw})) << name;
   }
   const std::string longest(1023, 'a');

@@ -225,9 +225,7 @@ Result<std::unique_ptr<Disk>> open_as(const std::string& path, const std::string
   return open_disk(parse_disk_spec(spec).value(), {});
 }
 
-void PrintTo(const Row& row, std::ostream* out) {
-  *out << row.name;
-}
+void PrintTo(const Row& row, std::ostream* out) { *out << row.name; }
 
 class Catalogue : public testing::TestWithParam<Row> {
  protected:

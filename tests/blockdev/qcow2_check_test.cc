@@ -88,9 +88,7 @@ const std::vector<ImageCase>& image_cases() {
   return cases;
 }
 
-std::string name_of_case(const testing::TestParamInfo<ImageCase>& test) {
-  return test.param.name;
-}
+std::string name_of_case(const testing::TestParamInfo<ImageCase>& test) { return test.param.name; }
 
 class SoundImage : public testing::TestWithParam<ImageCase> {};
 

@@ -215,9 +215,7 @@ struct Damage {
   u64 write_at;
 };
 
-void PrintTo(const Damage& damage, std::ostream* out) {
-  *out << damage.name;
-}
+void PrintTo(const Damage& damage, std::ostream* out) { *out << damage.name; }
 
 class Damaged : public testing::TestWithParam<Damage> {};
 

@@ -25,9 +25,7 @@ struct Rig {
   }
 };
 
-void out(BusHandler& handler, u64 offset, u8 value) {
-  handler.write(offset, {&value, 1});
-}
+void out(BusHandler& handler, u64 offset, u8 value) { handler.write(offset, {&value, 1}); }
 u8 in(BusHandler& handler, u64 offset) {
   u8 value = 0xff;
   handler.read(offset, {&value, 1});

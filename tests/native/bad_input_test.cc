@@ -148,9 +148,7 @@ TEST_F(BadInput, UnknownFlag) {
   expect_refused(run({"--kernel", guest_path("workload"), "--turbo"}), "--turbo");
 }
 
-TEST_F(BadInput, UnknownVerb) {
-  expect_refused({"frobnicate"}, "frobnicate");
-}
+TEST_F(BadInput, UnknownVerb) { expect_refused({"frobnicate"}, "frobnicate"); }
 
 TEST_F(BadInput, MemoryAndProcessorsOutsideTheLimits) {
   for (const char* memory : {"0", "1M", "65G", "12X", "-5M", "99999999999999999999G"}) {
@@ -158,8 +156,7 @@ TEST_F(BadInput, MemoryAndProcessorsOutsideTheLimits) {
                    "m");
   }
   for (const char* cpus : {"0", "65"}) {
-    expect_refused(run({"--kernel", guest_path("workload"), std::string("--cpus=") + cpus}),
-                   "CPU");
+    expect_refused(run({"--kernel", guest_path("workload"), std::string("--cpus=") + cpus}), "CPU");
   }
 }
 

@@ -24,8 +24,9 @@ double first_number(const nlohmann::json& table, const std::string& column) {
 }
 
 TEST_F(BenchTest, QuickRunPrintsTablesOfPositiveNumbers) {
-  CommandResult result = home_.quicksave({"bench", "revert", "--quick", "--no-qemu", "--json", "--only",
-                                          "mapped", "--only", "cold-start", "--only", "resident"});
+  CommandResult result =
+      home_.quicksave({"bench", "revert", "--quick", "--no-qemu", "--json", "--only", "mapped",
+                       "--only", "cold-start", "--only", "resident"});
   ASSERT_EQ(result.status, 0) << result.err;
   nlohmann::json answer = nlohmann::json::parse(result.out, nullptr, false);
   ASSERT_TRUE(answer.is_object()) << result.out;
@@ -60,8 +61,8 @@ void expect_positive_numbers(const nlohmann::json& table, const std::set<std::st
 }
 
 TEST_F(BenchTest, ImageTablesWithAGuestArePositiveNumbers) {
-  CommandResult result = home_.quicksave({"bench", "image", "--quick", "--json", "--only", "overlay",
-                                          "--only", "guest", "--only", "handover"},
+  CommandResult result = home_.quicksave({"bench", "image", "--quick", "--json", "--only",
+                                          "overlay", "--only", "guest", "--only", "handover"},
                                          std::chrono::seconds(100));
   ASSERT_EQ(result.status, 0) << result.err;
   nlohmann::json answer = nlohmann::json::parse(result.out, nullptr, false);

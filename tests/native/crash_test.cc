@@ -58,8 +58,8 @@ class Crash : public NativeTest {
 
   // In the foreground, by a guest that has its command from the console's socket.
   void expect_status_one(const std::string& command, const std::string& reason) {
-    const pid_t client = home_.begin(
-        {"run", "--name", "t", "-m", "64M", "--kernel", guest_path("exits")});
+    const pid_t client =
+        home_.begin({"run", "--name", "t", "-m", "64M", "--kernel", guest_path("exits")});
     vm_.wait_for("READY");
     vm_.send(command + "\n");
     CommandResult result = home_.finish(client);

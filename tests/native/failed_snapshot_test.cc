@@ -122,9 +122,9 @@ TEST_F(FailedSnapshot, DiskThatNoLayerCouldNameIsRefusedWhenTheVmStarts) {
   for (const std::string name : {"a\tb", "a\nb", "a\xc2\x85", "a\xe2\x80\x8e"}) {
     for (const char* mode : {"overlay", "persist"}) {
       make_disk(home_.file(name), 1 << 20);
-      const CommandResult result = home_.quicksave(
-          {"run", "--name", "bad", "-d", "--kernel", guest_path("workload"), "--disk",
-           home_.file(name) + ",format=raw,mode=" + mode});
+      const CommandResult result =
+          home_.quicksave({"run", "--name", "bad", "-d", "--kernel", guest_path("workload"),
+                           "--disk", home_.file(name) + ",format=raw,mode=" + mode});
       EXPECT_EQ(result.status, 1) << name;
       EXPECT_NE(result.err.find(name), std::string::npos) << result.err;
       EXPECT_NE(result.err.find("hint: rename"), std::string::npos) << result.err;

@@ -36,14 +36,14 @@ class WithoutKvm : public ::testing::Test {
     chmod(home_.file("hello").c_str(), 0644);
     home_.run_through({"unshare", "-m", "sh", "-c",
                        "mount -t tmpfs -o mode=755 none /dev && mknod -m 666 /dev/null c 1 3 && " +
-                           nodes + " && exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\"",
+                           nodes +
+                           " && exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\"",
                        "sh"});
   }
 
   // Refused as a failure of the host, and nothing is left.
   void expect_refused(std::vector<std::string> more, const std::string& named) {
-    std::vector<std::string> arguments = {"run", "--name", "t", "--kernel",
-                                          home_.file("hello")};
+    std::vector<std::string> arguments = {"run", "--name", "t", "--kernel", home_.file("hello")};
     arguments.insert(arguments.end(), more.begin(), more.end());
     CommandResult result = home_.quicksave(arguments);
     EXPECT_EQ(result.status, 125);

@@ -116,8 +116,8 @@ class KillNine : public NativeTest {
     }
     for (const nlohmann::json& entry : home_.quicksave_json({"snapshot", "list"})) {
       EXPECT_TRUE(entry["damage"].is_null()) << entry.dump();
-      const std::string name = entry["vm"].get<std::string>() + "@" +
-                               entry["name"].get<std::string>();
+      const std::string name =
+          entry["vm"].get<std::string>() + "@" + entry["name"].get<std::string>();
       EXPECT_EQ(home_.quicksave({"snapshot", "check", name}).status, 0) << name;
     }
     EXPECT_EQ(read_file(home_.file("d")), image_);
@@ -191,75 +191,82 @@ class KillNine : public NativeTest {
 };
 
 TEST_F(KillNine, DuringRun) {
-  std::vector<std::string> arguments = {"run", "--name", "t", "-d", "-m", "64M", "--kernel",
-                                        guest_path("workload")};
+  std::vector<std::string> arguments = {"run", "--name", "t",        "-d",
+                                        "-m",  "64M",    "--kernel", guest_path("workload")};
   for (const std::string& word : disk()) {
     arguments.push_back(word);
   }
-  at_every_moment(arguments, [] {}, [&](const CommandResult& result) {
-    if (result.status == 0) {
-      EXPECT_EQ(result.out, "t\n");
-    } else if (result.status != 137) {  // the VM died and the command tells it
-      EXPECT_NE(result.err.find("error: "), std::string::npos);
-      EXPECT_EQ(home_.state_of("t"), "");
-    }
-  });
+  at_every_moment(
+      arguments, [] {},
+      [&](const CommandResult& result) {
+        if (result.status == 0) {
+          EXPECT_EQ(result.out, "t\n");
+        } else if (result.status != 137) {  // the VM died and the command tells it
+          EXPECT_NE(result.err.find("error: "), std::string::npos);
+          EXPECT_EQ(home_.state_of("t"), "");
+        }
+      });
 }
 
 TEST_F(KillNine, DuringRestore) {
-  at_every_moment({"restore", "keeper@base", "--name", "t", "-d"}, [] {},
-                  [&](const CommandResult& result) {
-                    if (result.status != 0 && result.status != 137) {
-                      EXPECT_NE(result.err.find("error: "), std::string::npos);
-                      EXPECT_EQ(home_.state_of("t"), "");
-                    }
-                  });
+  at_every_moment(
+      {"restore", "keeper@base", "--name", "t", "-d"}, [] {},
+      [&](const CommandResult& result) {
+        if (result.status != 0 && result.status != 137) {
+          EXPECT_NE(result.err.find("error: "), std::string::npos);
+          EXPECT_EQ(home_.state_of("t"), "");
+        }
+      });
 }
 
 TEST_F(KillNine, DuringSnapshotCreate) {
-  at_every_moment({"snapshot", "create", "t", "second"}, [this] { start_victim(); },
-                  [&](const CommandResult& result) {
-                    EXPECT_TRUE(is_listed("first"));
-                    if (result.status == 0) {
-                      EXPECT_TRUE(is_listed("second")) << "promised and lost";
-                    }
-                    expect_restores("t@first");
-                  });
+  at_every_moment(
+      {"snapshot", "create", "t", "second"}, [this] { start_victim(); },
+      [&](const CommandResult& result) {
+        EXPECT_TRUE(is_listed("first"));
+        if (result.status == 0) {
+          EXPECT_TRUE(is_listed("second")) << "promised and lost";
+        }
+        expect_restores("t@first");
+      });
 }
 
 TEST_F(KillNine, DuringRevert) {
-  at_every_moment({"revert", "t", "first"}, [this] { start_victim(); },
-                  [&](const CommandResult&) {
-                    // A revert whose command has gone is completed all the same.
-                    if (home_.state_of("t") == "running") {
-                      VmProcess vm(home_, "t");
-                      EXPECT_EQ(vm.ask("nonce").rfind("NONCE 77\n", 0), 0u);
-                      EXPECT_EQ(home_.quicksave({"revert", "t", "first", "--verify"}).status, 0);
-                    }
-                    expect_restores("t@first");
-                  });
+  at_every_moment(
+      {"revert", "t", "first"}, [this] { start_victim(); },
+      [&](const CommandResult&) {
+        // A revert whose command has gone is completed all the same.
+        if (home_.state_of("t") == "running") {
+          VmProcess vm(home_, "t");
+          EXPECT_EQ(vm.ask("nonce").rfind("NONCE 77\n", 0), 0u);
+          EXPECT_EQ(home_.quicksave({"revert", "t", "first", "--verify"}).status, 0);
+        }
+        expect_restores("t@first");
+      });
 }
 
 TEST_F(KillNine, DuringRemoval) {
-  at_every_moment({"rm", "-f", "t"}, [this] { start_victim(); },
-                  [&](const CommandResult& result) {
-                    if (result.status == 0) {
-                      EXPECT_EQ(home_.state_of("t"), "");
-                    }
-                  });
+  at_every_moment(
+      {"rm", "-f", "t"}, [this] { start_victim(); },
+      [&](const CommandResult& result) {
+        if (result.status == 0) {
+          EXPECT_EQ(home_.state_of("t"), "");
+        }
+      });
 }
 
 TEST_F(KillNine, DuringSnapshotDelete) {
-  at_every_moment({"snapshot", "delete", "t@first"},
-                  [this] {
-                    start_victim();
-                    EXPECT_EQ(home_.quicksave({"kill", "t"}).status, 0);
-                  },
-                  [&](const CommandResult& result) {
-                    if (result.status == 0) {
-                      EXPECT_FALSE(is_listed("first"));
-                    }
-                  });
+  at_every_moment(
+      {"snapshot", "delete", "t@first"},
+      [this] {
+        start_victim();
+        EXPECT_EQ(home_.quicksave({"kill", "t"}).status, 0);
+      },
+      [&](const CommandResult& result) {
+        if (result.status == 0) {
+          EXPECT_FALSE(is_listed("first"));
+        }
+      });
 }
 
 }  // namespace

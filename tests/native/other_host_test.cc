@@ -153,7 +153,8 @@ TEST_F(OtherHost, OtherVersionOfTheFormatIsRefusedNamingBoth) {
   // The manifest's sum is its last value and covers all before the comma in front of it.
   const size_t sum = text.rfind("\"checksum\"");
   const size_t end = text.rfind(',', sum);
-  const std::string right = snapshot::Checksum::of(std::string_view(text).substr(0, end)).to_string();
+  const std::string right =
+      snapshot::Checksum::of(std::string_view(text).substr(0, end)).to_string();
   text.replace(text.find('"', text.find(':', sum)) + 1, right.size(), right);
   put_manifest(text);
   expect_refused("version 1000");

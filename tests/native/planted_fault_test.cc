@@ -24,9 +24,7 @@ class PlantedFault : public NativeTest {
     vm_.start(guest, options, {"QUICKSAVE_FAULT=" + fault});
     ASSERT_TRUE(vm_.wait_for("READY"));
   }
-  CommandResult verified_revert() {
-    return home_.quicksave({"revert", "t", "clean", "--verify"});
-  }
+  CommandResult verified_revert() { return home_.quicksave({"revert", "t", "clean", "--verify"}); }
 
   VmHome home_;
   VmProcess vm_{home_, "t"};

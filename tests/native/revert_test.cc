@@ -367,8 +367,8 @@ TEST_F(Revert, SnapshotThatSomethingStandsOnIsNotDeletedAndCanBeRevertedTo) {
 
 TEST_F(Revert, RebootWithoutAKernelKeepsTheMemory) {
   std::filesystem::copy(guest_path("workload"), home_.file("kernel"));
-  const CommandResult run = home_.quicksave(
-      {"run", "--name", "t", "--kernel", home_.file("kernel"), "-m", "64M", "-d"});
+  const CommandResult run =
+      home_.quicksave({"run", "--name", "t", "--kernel", home_.file("kernel"), "-m", "64M", "-d"});
   ASSERT_EQ(run.status, 0) << run.err;
   ASSERT_TRUE(vm_.wait_for("READY"));
   vm_.ask("fill 0 8192 1");

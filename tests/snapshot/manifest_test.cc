@@ -30,9 +30,7 @@ std::string forged(Change change) {
   return body + ",\n  \"checksum\": \"" + Checksum::of(body).to_string() + "\"\n}\n";
 }
 
-std::string refusal(const std::string& text) {
-  return message(Manifest::parse(text));
-}
+std::string refusal(const std::string& text) { return message(Manifest::parse(text)); }
 
 TEST(Manifest, ComesBackAsItWasWritten) {
   Manifest manifest = small_manifest();
@@ -187,8 +185,7 @@ TEST(Host, OtherKvmKindCpuOrMajorKernelIsRefusedNamingBoth) {  // S11, S12
             "snapshot was taken on Linux 6.18.0, this host has 7.0");
   other = host;
   other.kvm_kind = "svm";
-  EXPECT_NE(message(check_host(host, other)).find("pvm, this host has svm"),
-            std::string::npos);
+  EXPECT_NE(message(check_host(host, other)).find("pvm, this host has svm"), std::string::npos);
   other = host;
   other.cpu_model = 2;
   EXPECT_FALSE(check_host(host, other));

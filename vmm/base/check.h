@@ -10,8 +10,8 @@ namespace base {
 
 }  // namespace base
 
-#define CHECK(condition)                                                \
-  do {                                                                  \
-    if (!(condition)) [[unlikely]]                                      \
-      ::base::check_failed(__FILE__, __LINE__, #condition);             \
+#define CHECK(condition)                                    \
+  do {                                                      \
+    if (!(condition)) [[unlikely]]                          \
+      ::base::check_failed(__FILE__, __LINE__, #condition); \
   } while (false)

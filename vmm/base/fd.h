@@ -50,8 +50,8 @@ Result<void> write_all(const Fd& fd, std::span<const u8> buffer);  // at the fil
 Result<std::string> read_whole_file(const std::string& path, u64 limit_bytes);
 
 Result<u64> file_size(const Fd& fd);
-Result<void> sync_file(const Fd& fd);                          // fsync
-Result<void> sync_directory(const std::string& path);          // fsync of the directory itself
+Result<void> sync_file(const Fd& fd);                  // fsync
+Result<void> sync_directory(const std::string& path);  // fsync of the directory itself
 
 class EventFd final {
  public:

@@ -33,8 +33,7 @@ class QS_THREAD_ANNOTATION(capability("mutex")) Mutex final {
 
 class QS_THREAD_ANNOTATION(scoped_lockable) MutexLock final {
  public:
-  explicit MutexLock(Mutex& mutex) QS_THREAD_ANNOTATION(acquire_capability(mutex))
-      : mutex_(mutex) {
+  explicit MutexLock(Mutex& mutex) QS_THREAD_ANNOTATION(acquire_capability(mutex)) : mutex_(mutex) {
     mutex_.lock();
   }
   ~MutexLock() QS_THREAD_ANNOTATION(release_capability()) { mutex_.unlock(); }

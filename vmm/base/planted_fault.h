@@ -45,12 +45,8 @@ class Plant final {
 };
 #else
 // consteval leaves no function behind that could be taken for the other one.
-consteval bool planted(std::string_view) {
-  return false;
-}
-consteval bool planted_once(std::string_view) {
-  return false;
-}
+consteval bool planted(std::string_view) { return false; }
+consteval bool planted_once(std::string_view) { return false; }
 #endif
 
 }  // namespace base

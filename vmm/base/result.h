@@ -88,19 +88,19 @@ Error errno_error(fmt::format_string<Args...> format, Args&&... args) {
 
 // TRY(x): the value of a Result, or return its Error from the enclosing function. A statement
 // expression (g++ and clang), so that it can stand inside an initialiser.
-#define TRY(expression)                                        \
-  ({                                                           \
-    auto try_result_ = (expression);                           \
-    if (!try_result_) return std::move(try_result_).error();   \
-    ::base::take_value(std::move(try_result_));                \
+#define TRY(expression)                                      \
+  ({                                                         \
+    auto try_result_ = (expression);                         \
+    if (!try_result_) return std::move(try_result_).error(); \
+    ::base::take_value(std::move(try_result_));              \
   })
 
 // As TRY, and puts `context` in front of the message.
-#define TRY_CONTEXT(expression, context)                                               \
-  ({                                                                                   \
-    auto try_result_ = (expression);                                                   \
-    if (!try_result_) return std::move(try_result_).error().with_context(context);     \
-    ::base::take_value(std::move(try_result_));                                        \
+#define TRY_CONTEXT(expression, context)                                           \
+  ({                                                                               \
+    auto try_result_ = (expression);                                               \
+    if (!try_result_) return std::move(try_result_).error().with_context(context); \
+    ::base::take_value(std::move(try_result_));                                    \
   })
 
 namespace base {

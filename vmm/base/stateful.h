@@ -64,9 +64,7 @@ class StatefulOf : public Stateful {
     return holder->state;
   }
 
-  std::unique_ptr<SavedState> save_state() const final {
-    return std::make_unique<Holder>(save());
-  }
+  std::unique_ptr<SavedState> save_state() const final { return std::make_unique<Holder>(save()); }
   Result<void> validate_state(const SavedState& saved) const final {
     return validate(state_of(saved));
   }

@@ -16,8 +16,8 @@ namespace bench {
 
 const std::vector<Question>& revert_questions() {
   static const std::vector<Question> all = {
-      {"headline", measure_headline}, {"in-place", measure_in_place},
-      {"mapped", measure_mapped},     {"restore", measure_restore},
+      {"headline", measure_headline},     {"in-place", measure_in_place},
+      {"mapped", measure_mapped},         {"restore", measure_restore},
       {"cold-start", measure_cold_start}, {"resident", measure_resident},
   };
   return all;
@@ -25,14 +25,10 @@ const std::vector<Question>& revert_questions() {
 
 const std::vector<Question>& image_questions() {
   static const std::vector<Question> all = {
-      {"tmpfs", measure_images_tmpfs},
-      {"cached", measure_images_cached},
-      {"direct", measure_images_direct},
-      {"allocate", measure_images_allocate},
-      {"chain", measure_images_chain},
-      {"overlay", measure_images_overlay},
-      {"guest", measure_images_guest},
-      {"handover", measure_images_handover},
+      {"tmpfs", measure_images_tmpfs},   {"cached", measure_images_cached},
+      {"direct", measure_images_direct}, {"allocate", measure_images_allocate},
+      {"chain", measure_images_chain},   {"overlay", measure_images_overlay},
+      {"guest", measure_images_guest},   {"handover", measure_images_handover},
   };
   return all;
 }

@@ -53,8 +53,8 @@ Result<Child> Child::start(std::vector<std::string> words, const std::string& ho
   const std::vector<char*> environment = pointers(variables);
   const Clock::time_point started = Clock::now();
   pid_t pid = -1;
-  const int failed = ::posix_spawnp(&pid, arguments[0], &actions, nullptr, arguments.data(),
-                                    environment.data());
+  const int failed =
+      ::posix_spawnp(&pid, arguments[0], &actions, nullptr, arguments.data(), environment.data());
   ::posix_spawn_file_actions_destroy(&actions);
   if (failed != 0) return Error::from_errno(failed, fmt::format("start {}", words[0]));
   return Child(pid, std::move(read_end), started, errors_path);

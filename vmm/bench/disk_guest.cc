@@ -56,9 +56,7 @@ Result<DiskLoadResult> DiskGuest::run(const DiskLoad& load) {
   return hear_result();
 }
 
-Result<void> DiskGuest::begin(const DiskLoad& load) {
-  return send(line_of(load));
-}
+Result<void> DiskGuest::begin(const DiskLoad& load) { return send(line_of(load)); }
 
 Result<DiskLoadResult> DiskGuest::end() {
   TRY(send("\n"));

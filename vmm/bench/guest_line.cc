@@ -20,8 +20,8 @@ Result<void> GuestLine::let_speak() {
 }
 
 Result<void> GuestLine::send(std::string_view bytes) {
-  return base::write_all(
-      socket_, std::span(reinterpret_cast<const u8*>(bytes.data()), bytes.size()));
+  return base::write_all(socket_,
+                         std::span(reinterpret_cast<const u8*>(bytes.data()), bytes.size()));
 }
 
 Result<void> GuestLine::hear_until(char wanted) {

@@ -3,7 +3,6 @@
 
 #include <fmt/format.h>
 
-
 #include "vmm/bench/image_rig.h"
 #include "vmm/bench/plan.h"
 #include "vmm/control/size_text.h"
@@ -116,11 +115,12 @@ Result<Table> measure_images_direct(const Plan& plan) {
   const Workspace directory = TRY(Workspace::create_on_disk());
   const ImageRig rig = TRY(ImageRig::create(plan.workspace, directory.path(), 512 * base::kMiB));
   const u64 count = plan.quick ? 2'000 : 20'000;
-  return measure(plan, rig, "direct",
-                 fmt::format("{} requests of 4 KiB, {} at a time, past the page cache (O_DIRECT) to "
-                             "the device of {}, s",
-                             count, kDepth, directory.path()),
-                 plain_cases(rig, count, 0, 0, ImageWords::Cache::passed));
+  return measure(
+      plan, rig, "direct",
+      fmt::format("{} requests of 4 KiB, {} at a time, past the page cache (O_DIRECT) to "
+                  "the device of {}, s",
+                  count, kDepth, directory.path()),
+      plain_cases(rig, count, 0, 0, ImageWords::Cache::passed));
 }
 
 Result<Table> measure_images_allocate(const Plan& plan) {

@@ -42,9 +42,7 @@ class LastStatus final : public blockdev::BlockClient {
   bool failed_ = false;
 };
 
-double us_since(Clock::time_point start) {
-  return us_between(start, Clock::now());
-}
+double us_since(Clock::time_point start) { return us_between(start, Clock::now()); }
 
 // Evenly over the whole disk: as many places of the index as so many bytes can touch.
 Result<void> write_spread(blockdev::BlockBackend& disk, u64 bytes) {

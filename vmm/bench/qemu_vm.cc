@@ -43,19 +43,16 @@ Result<void> make_disk(const Workspace& workspace, const std::string& path) {
 }  // namespace
 
 std::vector<std::string> qemu_words(const std::string& kernel, u64 memory_mib) {
-  return {kQemu,      "-M",
-          "microvm,acpi=off,rtc=off,pit=off,pic=off,isa-serial=on",
-          "-accel",   "kvm",
-          "-cpu",     "qemu64",
-          "-m",       fmt::format("{}M", memory_mib),
-          "-display", "none",
-          "-kernel",  kernel,
-          "-nodefaults", "-no-user-config", "-no-reboot"};
+  return {kQemu,       "-M",          "microvm,acpi=off,rtc=off,pit=off,pic=off,isa-serial=on",
+          "-accel",    "kvm",         "-cpu",
+          "qemu64",    "-m",          fmt::format("{}M", memory_mib),
+          "-display",  "none",        "-kernel",
+          kernel,      "-nodefaults", "-no-user-config",
+          "-no-reboot"};
 }
 
 std::vector<std::string> QemuVm::disk_words(const Workspace& workspace, const std::string& name) {
-  return {"-drive",
-          fmt::format("if=none,id=disk,format=qcow2,file={}", disk_path(workspace, name)),
+  return {"-drive", fmt::format("if=none,id=disk,format=qcow2,file={}", disk_path(workspace, name)),
           "-device", "virtio-blk-device,drive=disk"};
 }
 
@@ -81,16 +78,16 @@ Result<std::unique_ptr<QemuVm>> QemuVm::start(const Workspace& workspace, const 
   TRY(make_disk(workspace, disk));
   std::vector<std::string> words = qemu_words(workspace.dirty_pages_guest(), spec.memory_mib);
   for (std::string& word : disk_words(workspace, name)) words.push_back(std::move(word));
-  words.insert(words.end(),
-               {"-chardev", fmt::format("socket,id=console,path={},server=on,wait=off", console),
-                "-serial", "chardev:console", "-qmp",
-                fmt::format("unix:{},server=on,wait=off", monitor_path)});
+  words.insert(
+      words.end(),
+      {"-chardev", fmt::format("socket,id=console,path={},server=on,wait=off", console), "-serial",
+       "chardev:console", "-qmp", fmt::format("unix:{},server=on,wait=off", monitor_path)});
   Child child = TRY(Child::start(std::move(words), workspace.path(), ChildOutput::none,
                                  workspace.file("errors")));
   base::Fd monitor = TRY(connect_to(monitor_path, child));
   GuestLine guest(TRY(connect_to(console, child)));
-  auto vm = std::unique_ptr<QemuVm>(
-      new QemuVm(std::move(child), std::move(monitor), std::move(guest)));
+  auto vm =
+      std::unique_ptr<QemuVm>(new QemuVm(std::move(child), std::move(monitor), std::move(guest)));
   TRY(vm->execute(R"({"execute":"qmp_capabilities"})"));
   TRY(vm->guest_.begin(spec.mapped_pages));
   TRY(vm->snapshot());
@@ -117,8 +114,8 @@ Result<void> QemuVm::execute(std::string_view request) {
 }
 
 Result<void> QemuVm::send(std::string_view request) {
-  return base::write_all(
-      monitor_, std::span(reinterpret_cast<const u8*>(request.data()), request.size()));
+  return base::write_all(monitor_,
+                         std::span(reinterpret_cast<const u8*>(request.data()), request.size()));
 }
 
 Result<void> QemuVm::receive() {
@@ -128,8 +125,7 @@ Result<void> QemuVm::receive() {
       received_.push_back(TRY(read_byte(monitor_)));
       continue;
     }
-    const nlohmann::json line =
-        TRY(control::parse_json("QEMU's answer", received_.substr(0, end)));
+    const nlohmann::json line = TRY(control::parse_json("QEMU's answer", received_.substr(0, end)));
     received_.erase(0, end + 1);
     if (line.contains("error")) {
       return make_error(ErrorKind::failed, "QEMU: {}", line["error"].dump());

@@ -33,10 +33,10 @@ Result<control::ApiClient> connect_to(const control::VmDirectory& directory, con
 Result<std::unique_ptr<QuicksaveVm>> QuicksaveVm::start(const Workspace& workspace,
                                                         const std::string& name,
                                                         const BenchVmSpec& spec) {
-  Child child = TRY(Child::start({kThisProgram, "run", "--name", name, "--kernel",
-                                  workspace.dirty_pages_guest(), "-m",
-                                  fmt::format("{}M", spec.memory_mib)},
-                                 workspace.path(), ChildOutput::none, workspace.file("errors")));
+  Child child =
+      TRY(Child::start({kThisProgram, "run", "--name", name, "--kernel",
+                        workspace.dirty_pages_guest(), "-m", fmt::format("{}M", spec.memory_mib)},
+                       workspace.path(), ChildOutput::none, workspace.file("errors")));
   const control::VmDirectory directory = vm_directory(workspace, name);
   control::ApiClient api = TRY(connect_to(directory, child));
   api.set_timeout_ms(kPatienceMs);
@@ -63,8 +63,7 @@ Result<RevertTime> QuicksaveVm::revert() {
   const std::string text = TRY(api_.receive());
   TRY(heard);
   const nlohmann::json answer = TRY(control::parse_json("the VM's answer", text));
-  return RevertTime{.client_us = us_between(asked, spoke),
-                    .own_us = answer.value("total_us", 0.0)};
+  return RevertTime{.client_us = us_between(asked, spoke), .own_us = answer.value("total_us", 0.0)};
 }
 
 Result<void> QuicksaveVm::pause() {

@@ -59,12 +59,11 @@ Result<Table> measure_resident(const Plan& plan) {
   constexpr u64 kMemoryMib = 256;
   constexpr u32 kReverts = 100;
   constexpr u64 kPromisedBytes = 6 * base::kMiB;
-  RevertRig rig = TRY(RevertRig::start(plan, {.memory_mib = kMemoryMib, .mapped_pages = 4096},
-                                       PeerChoice::alone));
+  RevertRig rig = TRY(
+      RevertRig::start(plan, {.memory_mib = kMemoryMib, .mapped_pages = 4096}, PeerChoice::alone));
   TRY(rig.measure(256, kReverts, 0));
-  const ResidentMemory memory =
-      TRY(resident_memory_of(rig.ours().pid(), kMemoryMib * base::kMiB,
-                             plan.workspace.file("snapshots")));
+  const ResidentMemory memory = TRY(resident_memory_of(rig.ours().pid(), kMemoryMib * base::kMiB,
+                                                       plan.workspace.file("snapshots")));
   return Table{
       .name = "resident",
       .title = fmt::format("resident memory of the process after a snapshot and {} reverts, MiB",

@@ -12,10 +12,10 @@ constexpr u64 kPromisedMappedPages = 4096;
 std::string or_dash(bool known, std::string text) { return known ? std::move(text) : "-"; }
 
 Bar ratio_bar(u64 memory_mib, double limit, const RevertSeries& series) {
-  Bar bar{.text = fmt::format("{:.0f} times faster than loadvm at {}", limit,
-                              memory_text(memory_mib)),
-          .measured = "no QEMU here",
-          .verdict = Verdict::unmeasured};
+  Bar bar{
+      .text = fmt::format("{:.0f} times faster than loadvm at {}", limit, memory_text(memory_mib)),
+      .measured = "no QEMU here",
+      .verdict = Verdict::unmeasured};
   if (!series.peer.empty()) {
     bar.measured = ratio_text(series.ratio()) + " times";
     bar.verdict = judge(series.ratio(), BarSide::at_least, limit);
@@ -37,9 +37,9 @@ Result<Table> measure_in_place(const Plan& plan) {
               .notes = {fmt::format("{} reverts a line, {} loadvm", plan.curve_count(),
                                     plan.peer ? plan.peer_curve_count() : 0)}};
   for (const u64 memory_mib : {128, 1024, 4096}) {
-    RevertRig rig = TRY(RevertRig::start(
-        plan, {.memory_mib = memory_mib, .mapped_pages = kPromisedMappedPages},
-        PeerChoice::beside));
+    RevertRig rig =
+        TRY(RevertRig::start(plan, {.memory_mib = memory_mib, .mapped_pages = kPromisedMappedPages},
+                             PeerChoice::beside));
     for (const u64 dirty_pages : {0, 1, 16, 256, 4096}) {
       const RevertSeries series =
           TRY(rig.measure(dirty_pages, plan.curve_count(), plan.peer_curve_count()));
@@ -56,20 +56,20 @@ Result<Table> measure_in_place(const Plan& plan) {
 
 // Against QEMU where the promise names a figure, and alone over the sizes of the growth.
 Result<Table> measure_headline(const Plan& plan) {
-  Table table{.name = "headline",
-              .title = fmt::format("revert in place, {} dirty pages of {} mapped, us",
-                                   kPromisedDirtyPages, kPromisedMappedPages),
-              .columns = {"memory", "p50", "p99", "own p50", "loadvm p50", "loadvm p99", "ratio"},
-              .rows = {},
-              .bars = {},
-              .notes = {fmt::format("medians of {}, ours and the peer's by turns",
-                                    plan.headline_count())}};
+  Table table{
+      .name = "headline",
+      .title = fmt::format("revert in place, {} dirty pages of {} mapped, us", kPromisedDirtyPages,
+                           kPromisedMappedPages),
+      .columns = {"memory", "p50", "p99", "own p50", "loadvm p50", "loadvm p99", "ratio"},
+      .rows = {},
+      .bars = {},
+      .notes = {fmt::format("medians of {}, ours and the peer's by turns", plan.headline_count())}};
   std::vector<Point> growth;
   for (const u64 memory_mib : {256, 1024, 4096, 8192}) {
     const bool compared = memory_mib <= 1024;
-    RevertRig rig = TRY(RevertRig::start(
-        plan, {.memory_mib = memory_mib, .mapped_pages = kPromisedMappedPages},
-        compared ? PeerChoice::beside : PeerChoice::alone));
+    RevertRig rig =
+        TRY(RevertRig::start(plan, {.memory_mib = memory_mib, .mapped_pages = kPromisedMappedPages},
+                             compared ? PeerChoice::beside : PeerChoice::alone));
     const RevertSeries series =
         TRY(rig.measure(kPromisedDirtyPages, plan.headline_count(), plan.headline_count()));
     const bool peer = !series.peer.empty();
@@ -122,18 +122,18 @@ Result<MappedSeries> measure_passes(BenchVm& vm, u32 count) {
 Result<Table> measure_mapped(const Plan& plan) {
   constexpr u64 kMemoryMib = 1024;
   Table table{.name = "mapped",
-              .title = "revert in place of 1 GiB against mapped pages, 16 dirty, and the tax on the "
-                       "guest's next pass over its set, us",
-              .columns = {"mapped pages", "p50", "p99", "own p50", "next pass", "pass in steady run",
-                          "tax", "tax a page"},
+              .title =
+                  "revert in place of 1 GiB against mapped pages, 16 dirty, and the tax on the "
+                  "guest's next pass over its set, us",
+              .columns = {"mapped pages", "p50", "p99", "own p50", "next pass",
+                          "pass in steady run", "tax", "tax a page"},
               .rows = {},
               .bars = {},
               .notes = {"a pass reads one word of each mapped page; the tax is what the first one "
                         "after a revert costs more"}};
   for (const u64 mapped_pages : {256, 4096, 16384, 65536}) {
-    RevertRig rig =
-        TRY(RevertRig::start(plan, {.memory_mib = kMemoryMib, .mapped_pages = mapped_pages},
-                             PeerChoice::alone));
+    RevertRig rig = TRY(RevertRig::start(
+        plan, {.memory_mib = kMemoryMib, .mapped_pages = mapped_pages}, PeerChoice::alone));
     const MappedSeries series = TRY(measure_passes(rig.ours(), plan.curve_count()));
     const double tax = series.first_pass.median() - series.next_pass.median();
     table.rows.push_back({fmt::format("{}", mapped_pages), us_text(series.revert.median()),

@@ -77,10 +77,10 @@ Result<Soak> Soak::start(const Workspace& workspace, u64 memory_bytes) {
     const base::Fd image = TRY(base::open_file(disk, O_WRONLY | O_CREAT | O_EXCL));
     if (::ftruncate(image.get(), kDiskBytes) != 0) return errno_error("make \"{}\"", disk);
   }
-  Child child = TRY(Child::start({kThisProgram, "run", "--name", "soak", "--kernel", kernel, "-m",
-                                  control::format_size(memory_bytes), "--disk",
-                                  disk + ",format=raw"},
-                                 workspace.path(), ChildOutput::none, workspace.file("errors")));
+  Child child =
+      TRY(Child::start({kThisProgram, "run", "--name", "soak", "--kernel", kernel, "-m",
+                        control::format_size(memory_bytes), "--disk", disk + ",format=raw"},
+                       workspace.path(), ChildOutput::none, workspace.file("errors")));
   const control::VmDirectory directory = vm_directory(workspace, "soak");
   control::ApiClient api = TRY(connect_to(directory, child));
   api.set_timeout_ms(kPatienceMs);
@@ -125,11 +125,10 @@ Result<void> Soak::revert_once(u64 number) {
 }
 
 Result<SoakSample> Soak::look(u64 number) const {
-  const ResidentMemory memory =
-      TRY(resident_memory_of(child_.pid(), memory_bytes_, snapshots_));
+  const ResidentMemory memory = TRY(resident_memory_of(child_.pid(), memory_bytes_, snapshots_));
   std::error_code code;
-  const std::filesystem::directory_iterator descriptors(
-      fmt::format("/proc/{}/fd", child_.pid()), code);
+  const std::filesystem::directory_iterator descriptors(fmt::format("/proc/{}/fd", child_.pid()),
+                                                        code);
   if (code) return make_error(ErrorKind::failed, "count descriptors: {}", code.message());
   return SoakSample{number, memory.own_bytes,
                     static_cast<u64>(std::distance(begin(descriptors), end(descriptors)))};

@@ -15,8 +15,8 @@ struct StartSeries {
 
 // From the start of the command to its guest's first byte on standard output.
 Result<double> first_byte_us(const Workspace& workspace, const std::vector<std::string>& words) {
-  const Child child = TRY(Child::start(words, workspace.path(), ChildOutput::pipe,
-                                       workspace.file("errors")));
+  const Child child =
+      TRY(Child::start(words, workspace.path(), ChildOutput::pipe, workspace.file("errors")));
   const Result<char> byte = read_byte(child.output());
   const double us = us_between(child.started(), Clock::now());
   if (!byte) return Error(byte.error()).with_context(words[0]).with_hint(child.errors());
@@ -74,8 +74,9 @@ std::vector<std::string> loadvm_words(const Plan& plan, const std::string& name,
 
 Result<Table> measure_restore(const Plan& plan) {
   Table table{.name = "restore",
-              .title = "restore into a new process, ms from the command's start to the guest's first "
-                       "byte on stdout",
+              .title =
+                  "restore into a new process, ms from the command's start to the guest's first "
+                  "byte on stdout",
               .columns = {"memory", "p50", "p99", "qemu -loadvm p50", "p99", "ratio"},
               .rows = {},
               .bars = {},
@@ -106,12 +107,13 @@ Result<Table> measure_cold_start(const Plan& plan) {
   constexpr u64 kMemoryMib = 256;
   std::vector<std::string> qemu = qemu_words(plan.workspace.hello_guest(), kMemoryMib);
   qemu.insert(qemu.end(), {"-serial", "stdio"});
-  const StartSeries series = TRY(by_turns(
-      plan, {kThisProgram, "run", "--kernel", plan.workspace.hello_guest(), "-m", "256M"}, qemu,
-      plan.headline_count(), plan.headline_count()));
+  const StartSeries series = TRY(
+      by_turns(plan, {kThisProgram, "run", "--kernel", plan.workspace.hello_guest(), "-m", "256M"},
+               qemu, plan.headline_count(), plan.headline_count()));
   return Table{.name = "cold-start",
-               .title = "cold start of a small guest, ms from the command's start to its first byte "
-                        "on stdout",
+               .title =
+                   "cold start of a small guest, ms from the command's start to its first byte "
+                   "on stdout",
                .columns = {"memory", "p50", "p99", "QEMU microvm p50", "p99", "ratio"},
                .rows = {row(memory_text(kMemoryMib), series)},
                .bars = {ratio_bar("12 times faster than QEMU microvm", 12, series)},

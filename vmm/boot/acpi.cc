@@ -181,8 +181,6 @@ Result<void> build_tables(memory::GuestMemory& memory, u32 vcpu_count, u16 virti
   return {};
 }
 
-std::span<const u8> compiled_dsdt() {
-  return kDsdtAml;
-}
+std::span<const u8> compiled_dsdt() { return kDsdtAml; }
 
 }  // namespace boot::acpi

@@ -187,8 +187,8 @@ Result<std::string> ApiServer::Impl::call(const SessionPointer& session,
     return std::string(kLater);
   }
   constexpr std::pair<std::string_view, std::string_view> kRoutes[] = {
-      {"GET", "/v1/vm"},    {"GET or PUT", "/v1/vm/config"}, {"PUT", "/v1/vm/state"},
-      {"POST", "/v1/kill"}, {"POST", "/v1/power-button"},    {"POST", "/v1/snapshots"},
+      {"GET", "/v1/vm"},      {"GET or PUT", "/v1/vm/config"}, {"PUT", "/v1/vm/state"},
+      {"POST", "/v1/kill"},   {"POST", "/v1/power-button"},    {"POST", "/v1/snapshots"},
       {"POST", "/v1/revert"},
   };
   for (const auto& [method, target] : kRoutes) {
@@ -198,8 +198,9 @@ Result<std::string> ApiServer::Impl::call(const SessionPointer& session,
     return std::string(kLater);
   }
   return make_error(ErrorKind::not_found, "there is no {} here", request.target)
-      .with_hint("/v1/vm, /v1/vm/config, /v1/vm/state, /v1/power-button, /v1/kill, /v1/snapshots, "
-                 "/v1/snapshots/NAME, /v1/revert");
+      .with_hint(
+          "/v1/vm, /v1/vm/config, /v1/vm/state, /v1/power-button, /v1/kill, /v1/snapshots, "
+          "/v1/snapshots/NAME, /v1/revert");
 }
 
 Result<void> ApiServer::Impl::expect_idle() const {

@@ -51,9 +51,7 @@ ApiSession::~ApiSession() {
   if (fd_) loop_.unwatch(fd_.get());
 }
 
-void ApiSession::start() {
-  watch();
-}
+void ApiSession::start() { watch(); }
 
 void ApiSession::watch() {
   if (is_watching_ || !fd_) return;

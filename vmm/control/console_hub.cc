@@ -294,9 +294,7 @@ void ConsoleHub::set_input(std::function<u64(std::span<const u8>)> input) {
   impl_->input = std::move(input);
 }
 
-void ConsoleHub::set_leave(std::function<void()> leave) {
-  impl_->leave = std::move(leave);
-}
+void ConsoleHub::set_leave(std::function<void()> leave) { impl_->leave = std::move(leave); }
 
 // --- begin and end ---------------------------------------------------------------------------
 

@@ -11,9 +11,7 @@
 
 namespace control {
 
-ConsoleReader::~ConsoleReader() {
-  close();
-}
+ConsoleReader::~ConsoleReader() { close(); }
 
 void ConsoleReader::close() {
   if (!fd_) return;

@@ -49,9 +49,7 @@ HttpRequestReader::Status HttpRequestReader::take(std::string_view input, u64& u
   return Status::more;
 }
 
-bool HttpRequestReader::is_inside_request() const {
-  return inside_;
-}
+bool HttpRequestReader::is_inside_request() const { return inside_; }
 
 bool HttpRequestReader::wants_continue() {
   if (continue_sent_ || !parser_->beast->is_header_done() || parser_->beast->is_done())

@@ -83,9 +83,7 @@ struct Loop::Impl {
 Loop::Loop() : impl_(std::make_unique<Impl>()) {}
 Loop::~Loop() = default;
 
-void Loop::post(std::function<void()> work) {
-  asio::post(impl_->context, std::move(work));
-}
+void Loop::post(std::function<void()> work) { asio::post(impl_->context, std::move(work)); }
 
 void Loop::watch_readable(int fd, std::function<bool()> ready) {
   const std::shared_ptr<Impl::Watch> watch = impl_->watch(fd);
@@ -101,9 +99,7 @@ void Loop::watch_writable(int fd, std::function<bool()> ready) {
   if (!waiting) impl_->wait(fd, watch, asio::posix::stream_descriptor::wait_write);
 }
 
-void Loop::unwatch(int fd) {
-  impl_->drop(fd);
-}
+void Loop::unwatch(int fd) { impl_->drop(fd); }
 
 void Loop::call_after_ms(u64 delay_ms, std::function<void()> work) {
   auto timer = std::make_shared<asio::steady_timer>(impl_->context);
@@ -113,12 +109,8 @@ void Loop::call_after_ms(u64 delay_ms, std::function<void()> work) {
   });
 }
 
-void Loop::run() {
-  impl_->context.run();
-}
+void Loop::run() { impl_->context.run(); }
 
-void Loop::stop() {
-  impl_->context.stop();
-}
+void Loop::stop() { impl_->context.stop(); }
 
 }  // namespace control

@@ -46,13 +46,9 @@ int report(const Error& error) {
   return error.kind() == ErrorKind::usage ? kExitUsage : kExitFailed;
 }
 
-void warn(std::string_view text) {
-  write_to(STDERR_FILENO, fmt::format("warning: {}\n", text));
-}
+void warn(std::string_view text) { write_to(STDERR_FILENO, fmt::format("warning: {}\n", text)); }
 
-void put_progress(std::string_view text) {
-  write_to(STDERR_FILENO, text);
-}
+void put_progress(std::string_view text) { write_to(STDERR_FILENO, text); }
 
 std::string printable(std::string_view text) {
   std::string shown;

@@ -34,17 +34,11 @@ void report_failure(std::optional<base::Fd>& pipe, const Error& error) {
   send_and_close(pipe, text);
 }
 
-int Launcher::bench(const std::vector<std::string>&) {
-  return 1;
-}
+int Launcher::bench(const std::vector<std::string>&) { return 1; }
 
-int Launcher::soak(const std::vector<std::string>&) {
-  return 1;
-}
+int Launcher::soak(const std::vector<std::string>&) { return 1; }
 
-int Launcher::image(const std::vector<std::string>&) {
-  return 1;
-}
+int Launcher::image(const std::vector<std::string>&) { return 1; }
 
 StartOutcome wait_for_start(const base::Fd& read_end, std::string& message) {
   constexpr std::size_t kMaximumMessageBytes = 64 * 1024;

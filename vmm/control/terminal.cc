@@ -55,8 +55,6 @@ std::unique_ptr<RawTerminal> RawTerminal::begin() {
   return std::unique_ptr<RawTerminal>(new RawTerminal);
 }
 
-RawTerminal::~RawTerminal() {
-  put_back();
-}
+RawTerminal::~RawTerminal() { put_back(); }
 
 }  // namespace control

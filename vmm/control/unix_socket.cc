@@ -65,7 +65,8 @@ Result<void> remove_stale(const std::string& path) {
   }
   if (TRY(is_live(path))) {
     return make_error(ErrorKind::busy, "a live process listens on \"{}\"", path)
-        .with_hint("another QUICKSAVE_HOME with the same runtime directory? give the VM another name");
+        .with_hint(
+            "another QUICKSAVE_HOME with the same runtime directory? give the VM another name");
   }
   if (::unlink(path.c_str()) != 0) return errno_error("remove stale socket \"{}\"", path);
   return {};

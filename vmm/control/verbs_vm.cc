@@ -61,11 +61,13 @@ std::vector<std::string> row_of(const json& vm) {
 Result<void> check_nothing_is_lost(const snapshot::SnapshotStore& store, const std::string& vm) {
   const std::vector<snapshot::NewestDisk> disks = TRY(store.newest_disks(vm));
   if (disks.empty()) return {};
-  return make_error(ErrorKind::wrong_state, "VM \"{}\" has the newest state of its disk {}, in \"{}\"",
-                    vm, disks.front().name, disks.front().file)
-      .with_hint(fmt::format("quicksave inspect {0} shows how to go on from it; quicksave rm --force "
-                             "{0} drops it",
-                             vm));
+  return make_error(ErrorKind::wrong_state,
+                    "VM \"{}\" has the newest state of its disk {}, in \"{}\"", vm,
+                    disks.front().name, disks.front().file)
+      .with_hint(
+          fmt::format("quicksave inspect {0} shows how to go on from it; quicksave rm --force "
+                      "{0} drops it",
+                      vm));
 }
 
 // Done too if the VM has ended by itself meanwhile.

@@ -95,8 +95,8 @@ Result<BenchPlan> plan_of(const BenchOptions& options) {
 
 blockdev::EngineMaker engine_maker(const std::string& aio, Cache cache) {
   if (is_direct(cache)) {
-    return [below = engine_maker(aio, Cache::writeback)]()
-               -> Result<std::unique_ptr<blockdev::IoEngine>> {
+    return [below = engine_maker(
+                aio, Cache::writeback)]() -> Result<std::unique_ptr<blockdev::IoEngine>> {
       return std::unique_ptr<blockdev::IoEngine>(new blockdev::DirectEngine(TRY(below())));
     };
   }
@@ -122,11 +122,11 @@ Result<std::unique_ptr<Disk>> open_for(const BenchOptions& options) {
         options.plan.op == BlockOp::write ? blockdev::DiskMode::persist : blockdev::DiskMode::ro;
   }
   if (spec.mode == blockdev::DiskMode::persist) TRY(check_may_write(spec.path));
-  std::unique_ptr<Disk> disk = TRY(blockdev::open_disk(
-      spec, {.overlay = {},
-             .make_engine = engine_maker(options.aio, options.cache),
-             .locking = options.locking,
-             .executor = {}}));
+  std::unique_ptr<Disk> disk =
+      TRY(blockdev::open_disk(spec, {.overlay = {},
+                                     .make_engine = engine_maker(options.aio, options.cache),
+                                     .locking = options.locking,
+                                     .executor = {}}));
   if (is_direct(options.cache)) {
     for (const blockdev::ImageIdentity& image : disk->images) {
       TRY(blockdev::check_direct_io(image.path));
@@ -188,7 +188,8 @@ void add_modes(CLI::App& verb, const std::shared_ptr<BenchOptions>& given) {
                   "threads: plain system calls; io_uring; native: the same, with -t none; default: "
                   "what is right for each file")
       ->check(CLI::IsMember({"threads", "io_uring", "native"}));
-  verb.add_flag_callback("-n", [given] { given->aio = "native"; }, "the same as -i native");
+  verb.add_flag_callback(
+      "-n", [given] { given->aio = "native"; }, "the same as -i native");
   verb.add_flag_callback(
       "-U,--force-share", [given] { given->locking = blockdev::ImageLocking::none; },
       "read an image that others write; what is read may change meanwhile");

@@ -49,8 +49,7 @@ class Mapper final {
   Result<void> add_run(u64 offset, const ChainRun& run) {
     const bool is_qcow2 = chain_.images[run.depth].format == ImageFormat::qcow2;
     Part part{.start = offset, .length = run.length_bytes, .depth = run.depth, .file_offset = {}};
-    part.is_present =
-        run.kind != ChainRun::Kind::absent && run.kind != ChainRun::Kind::beyond;
+    part.is_present = run.kind != ChainRun::Kind::absent && run.kind != ChainRun::Kind::beyond;
     switch (run.kind) {
       case ChainRun::Kind::absent:
       case ChainRun::Kind::beyond:
@@ -119,9 +118,7 @@ json to_json(const std::vector<Part>& parts) {
   return array;
 }
 
-std::string hexadecimal(u64 value) {
-  return value == 0 ? "0" : fmt::format("{:#x}", value);
-}
+std::string hexadecimal(u64 value) { return value == 0 ? "0" : fmt::format("{:#x}", value); }
 
 Result<std::string> to_text(const std::vector<Part>& parts, const std::vector<std::string>& names) {
   std::string text = fmt::format("{:<16}{:<16}{:<16}File\n", "Offset", "Length", "Mapped to");

@@ -19,9 +19,7 @@ u64 ticks(u64 ns, u64 khz) {
   return static_cast<u64>(static_cast<unsigned __int128>(ns) * khz / 1'000'000);
 }
 
-u64 distance(u64 a, u64 b) {
-  return a > b ? a - b : b - a;
-}
+u64 distance(u64 a, u64 b) { return a > b ? a - b : b - a; }
 
 }  // namespace
 

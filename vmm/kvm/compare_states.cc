@@ -1,8 +1,8 @@
 #include "vmm/kvm/compare_states.h"
 
 #include <algorithm>
-#include <optional>
 #include <cstring>
+#include <optional>
 
 namespace kvm {
 namespace {
@@ -178,7 +178,8 @@ Result<void> compare_states(const ProcessorsState& expected, const ProcessorsSta
   if (!same_pic(expected.pic_slave, found.pic_slave, Pit::elsewhere)) {
     return differs("the slave PIC");
   }
-  if (!same_ioapic(ioapic_of(expected.ioapic), ioapic_of(found.ioapic))) return differs("the IOAPIC");
+  if (!same_ioapic(ioapic_of(expected.ioapic), ioapic_of(found.ioapic)))
+    return differs("the IOAPIC");
   if (without_load_times(expected.pit) != without_load_times(found.pit)) return differs("the PIT");
   return {};
 }

@@ -9,9 +9,7 @@ namespace kvm {
 
 namespace {
 
-constexpr u32 bit(u32 number) {
-  return u32{1} << number;
-}
+constexpr u32 bit(u32 number) { return u32{1} << number; }
 
 // Vendor's manuals: Intel SDM volume 2, "CPUID - CPU Identification"; AMD APM volume 3, appendix E
 // "Obtaining Processor Information Via the CPUID Instruction".
@@ -52,9 +50,7 @@ constexpr u32 kParavirtualFeatures =
     bit(KVM_FEATURE_PV_UNHALT) | bit(KVM_FEATURE_PV_SEND_IPI) | bit(KVM_FEATURE_PV_SCHED_YIELD) |
     bit(KVM_FEATURE_CLOCKSOURCE_STABLE_BIT);
 
-u32 apic_id_bits(u32 vcpu_count) {
-  return static_cast<u32>(std::bit_width(vcpu_count - 1));
-}
+u32 apic_id_bits(u32 vcpu_count) { return static_cast<u32>(std::bit_width(vcpu_count - 1)); }
 
 // Leaves whose features are outside what a snapshot can hold: SGX, processor trace, nested SVM,
 // memory encryption, IBS, performance counters of version 2, and topology in newer forms (software
@@ -106,9 +102,7 @@ void set_cache(CpuidEntry& e, const CpuModel& model) {
   if (e.function == 4) e.eax |= std::min(std::bit_ceil(model.vcpu_count) - 1, 63U) << 26;
 }
 
-void clear_values(CpuidEntry& e) {
-  e.eax = e.ebx = e.ecx = e.edx = 0;
-}
+void clear_values(CpuidEntry& e) { e.eax = e.ebx = e.ecx = e.edx = 0; }
 
 void set_entry(CpuidEntry& e, const CpuModel& model) {
   switch (e.function) {

@@ -54,8 +54,6 @@ struct Describe {
 
 }  // namespace
 
-std::string describe(const VcpuExit& exit) {
-  return std::visit(Describe{}, exit);
-}
+std::string describe(const VcpuExit& exit) { return std::visit(Describe{}, exit); }
 
 }  // namespace kvm

@@ -76,9 +76,9 @@ Result<void> PageZapper::zap(Vcpu& vcpu, const VcpuState& state, std::span<const
   registers.rcx = gpas.size();
   registers.rflags = 2;  // no interrupts
   vcpu.clear_exit_request();
-  const VcpuExit exit = TRY(vcpu.run_from(
-      registers, flat_mode(special_registers_of(state), Ring::kernel,
-                           vm_.own_gpa().value + kRootOffset)));
+  const VcpuExit exit =
+      TRY(vcpu.run_from(registers, flat_mode(special_registers_of(state), Ring::kernel,
+                                             vm_.own_gpa().value + kRootOffset)));
   // The guest can read these pages; it shall not find what another timeline did.
   std::ranges::fill(vm_.own_pages(), u8{0});
   const PortExit* const done = std::get_if<PortExit>(&exit);

@@ -182,8 +182,9 @@ Result<void> Processors::restore(const ProcessorsState& state) {
   vm_.lower_all_irqs();
   TRY(set_kvmclock(vm_.fd(), state, clock_policy_));
   for (const std::unique_ptr<VcpuStateTransfer>& transfer : transfers_) {
-    TRY_CONTEXT(transfer->restore_before_irqchip(state.vcpus[transfer->vcpu().index()], root_policy_),
-                "vCPU state");
+    TRY_CONTEXT(
+        transfer->restore_before_irqchip(state.vcpus[transfer->vcpu().index()], root_policy_),
+        "vCPU state");
   }
   TRY(restore_controllers(state));
   return restore_timers(state);

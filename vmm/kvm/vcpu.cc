@@ -72,9 +72,7 @@ void Vcpu::bind_to_this_thread() {
   thread_id_.store(static_cast<int>(::syscall(SYS_gettid)));
 }
 
-void Vcpu::unbind_thread() {
-  thread_id_.store(0);
-}
+void Vcpu::unbind_thread() { thread_id_.store(0); }
 
 void Vcpu::set_immediate_exit(u8 value) {
   std::atomic_ref<u8>(run_area().immediate_exit).store(value);

@@ -172,8 +172,7 @@ Result<void> VcpuStateTransfer::save_special_registers(VcpuState& state) {
 // can hit the restored registers. A vCPU that shall wait for SIPI is put there before the rest.
 // XCRS, then the XFD MSR, then XSAVE: KVM drops the components that the current XFD disarms. LAPIC
 // after the special registers, which have its base and mode.
-Result<void> VcpuStateTransfer::restore_before_irqchip(const VcpuState& state,
-                                                       RootPolicy roots) {
+Result<void> VcpuStateTransfer::restore_before_irqchip(const VcpuState& state, RootPolicy roots) {
   const base::Fd& fd = vcpu_.fd();
   kvm_mp_state mp_state{};
   TRY(KVM_CALL(fd, KVM_GET_MP_STATE, &mp_state));

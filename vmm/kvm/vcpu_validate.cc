@@ -11,9 +11,7 @@ namespace kvm {
 
 namespace {
 
-Error bad(std::string_view what) {
-  return make_error(ErrorKind::corrupt, "{}", what);
-}
+Error bad(std::string_view what) { return make_error(ErrorKind::corrupt, "{}", what); }
 
 // SDM volume 3, "Control Registers" and "Extended Feature Enable Register"; volume 2 for XCR0.
 namespace cr0 {

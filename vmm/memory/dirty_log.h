@@ -19,7 +19,8 @@ namespace memory {
 class DirtyLog final {
  public:
   explicit DirtyLog(u64 page_count)
-      : words_((page_count + 63) / 64), occupied_((words_.size() + kGroupWords - 1) / kGroupWords) {}
+      : words_((page_count + 63) / 64),
+        occupied_((words_.size() + kGroupWords - 1) / kGroupWords) {}
 
   // Every page that [offset, offset + length) touches, the last one included; none for length 0.
   // REQUIRES: the range lies within RAM.

@@ -28,14 +28,12 @@ struct CrashPlan {
 };
 
 // For the names of parameterised tests.
-inline void PrintTo(const CrashPlan& plan, std::ostream* out) {
-  *out << plan.name;
-}
+inline void PrintTo(const CrashPlan& plan, std::ostream* out) { *out << plan.name; }
 
 struct CrashOutcome {
   CrashCounts counts;
   u64 by_qemu = 0;
-  u64 operations = 0;                   // that wrote, synced, punched or truncated
+  u64 operations = 0;  // that wrote, synced, punched or truncated
   bool l1_table_grew = false;
   bool refcount_table_grew = false;
   std::vector<std::string> violations;  // at most a few

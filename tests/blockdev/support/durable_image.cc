@@ -10,9 +10,7 @@ namespace blockdev::test {
 namespace {
 
 // Stamps of layers are apart from those of requests, and from each other's.
-Stamp layer_stamp(u64 level, u64 sector) {
-  return ((level + 1) << 56) | (sector + 1);
-}
+Stamp layer_stamp(u64 level, u64 sector) { return ((level + 1) << 56) | (sector + 1); }
 
 }  // namespace
 

@@ -274,9 +274,7 @@ void QemuDisk::write_zeroes(u64 offset, u64 length, Unmap unmap) {
   change(unmap == Unmap::yes ? 0 : kNoHole, kWriteZeroes, offset, length, {});
 }
 
-void QemuDisk::discard(u64 offset, u64 length) {
-  change(0, kTrim, offset, length, {});
-}
+void QemuDisk::discard(u64 offset, u64 length) { change(0, kTrim, offset, length, {}); }
 
 void QemuDisk::flush() {
   settle();

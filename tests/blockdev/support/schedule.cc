@@ -59,9 +59,7 @@ void Schedule::read(u64 client, u64 sector, u64 count) {
   start(client, {.op = BlockOp::read, .first_sector = sector, .sector_count = count});
 }
 
-void Schedule::flush(u64 client) {
-  start(client, {.op = BlockOp::flush});
-}
+void Schedule::flush(u64 client) { start(client, {.op = BlockOp::flush}); }
 
 void Schedule::play_random(u64 requests) {
   // Requests meet in a few clusters, which move on: what only the first write to a cluster can get

@@ -73,9 +73,7 @@ class SimulatedHost::TaskRunner final : public Executor {
 
 SimulatedHost::SimulatedHost(u64 seed) : random_(seed), tasks_(std::make_shared<TaskRunner>()) {}
 
-SimulatedHost::~SimulatedHost() {
-  CHECK(engine_count_ == 0);
-}
+SimulatedHost::~SimulatedHost() { CHECK(engine_count_ == 0); }
 
 EngineMaker SimulatedHost::engines() {
   return [this]() -> Result<std::unique_ptr<IoEngine>> {
@@ -83,9 +81,7 @@ EngineMaker SimulatedHost::engines() {
   };
 }
 
-std::shared_ptr<Executor> SimulatedHost::executor() {
-  return tasks_;
-}
+std::shared_ptr<Executor> SimulatedHost::executor() { return tasks_; }
 
 void SimulatedHost::hold_waiting() {
   for (Waiting& waiting : waiting_) waiting.is_held = true;
@@ -158,9 +154,7 @@ bool SimulatedHost::perform_one() {
   return true;
 }
 
-bool SimulatedHost::run_task() {
-  return tasks_->run_one();
-}
+bool SimulatedHost::run_task() { return tasks_->run_one(); }
 
 bool SimulatedHost::run_actor() {
   if (actors_.empty()) return false;

@@ -94,8 +94,8 @@ class Persist : public NativeTest {
       }
       if (++wrong_count <= 20) wrong += " " + std::to_string(first + i);
     }
-    EXPECT_EQ(wrong_count, 0u) << "of " << count << " sectors from " << first << " on, seed " << seed
-                               << "; wrong are" << wrong;
+    EXPECT_EQ(wrong_count, 0u) << "of " << count << " sectors from " << first << " on, seed "
+                               << seed << "; wrong are" << wrong;
   }
 
   std::string vm_directory(const std::string& vm = "t") const {

@@ -206,9 +206,7 @@ std::vector<std::string> VmHome::tree() const {
   return names;
 }
 
-VmProcess::~VmProcess() {
-  forget_connection();
-}
+VmProcess::~VmProcess() { forget_connection(); }
 
 void VmProcess::start(const std::string& guest, std::vector<std::string> options,
                       const std::vector<std::string>& environment) {

@@ -60,9 +60,7 @@ NbdServer::NbdServer(const TempDir& dir, const std::vector<std::string>& paramet
   }
 }
 
-NbdServer::~NbdServer() {
-  stop();
-}
+NbdServer::~NbdServer() { stop(); }
 
 void NbdServer::stop() {
   if (pid_ < 0) return;

@@ -23,9 +23,10 @@ struct Outer {
   std::array<Inner, 2> inners{};
   std::vector<Inner> more;
   static constexpr auto fields() {
-    return std::tuple(base::field<1>("number", &Outer::number), base::field<2>("flag", &Outer::flag),
-                      base::field<3>("colour", &Outer::colour), base::field<4>("list", &Outer::list),
-                      base::field<6>("inners", &Outer::inners), base::field<7>("more", &Outer::more));
+    return std::tuple(
+        base::field<1>("number", &Outer::number), base::field<2>("flag", &Outer::flag),
+        base::field<3>("colour", &Outer::colour), base::field<4>("list", &Outer::list),
+        base::field<6>("inners", &Outer::inners), base::field<7>("more", &Outer::more));
   }
   friend bool operator==(const Outer&, const Outer&) = default;
 };

@@ -19,16 +19,16 @@ SoakReport report_of(const OfRevert& bytes, const OfRevert& descriptors) {
 }
 
 TEST(SoakReport, NoiseAndAFirstTenthThatGrowsAreNoGrowth) {
-  const SoakReport report =
-      report_of([](u64 revert) { return 4'000'000 + (revert < 800 ? 0 : 900'000) + revert % 7 * 4096; },
-                [](u64 revert) { return revert < 800 ? 30 : 31; });
+  const SoakReport report = report_of(
+      [](u64 revert) { return 4'000'000 + (revert < 800 ? 0 : 900'000) + revert % 7 * 4096; },
+      [](u64 revert) { return revert < 800 ? 30 : 31; });
   EXPECT_TRUE(report.check_growth());
   EXPECT_NE(report.to_text().find("descriptors 31 -> 31"), std::string::npos) << report.to_text();
 }
 
 TEST(SoakReport, SixtyFourBytesARevertAreGrowth) {
-  const SoakReport report = report_of([](u64 revert) { return 4'000'000 + revert * 64; },
-                                      [](u64) { return 31; });
+  const SoakReport report =
+      report_of([](u64 revert) { return 4'000'000 + revert * 64; }, [](u64) { return 31; });
   EXPECT_NEAR(report.bytes_per_revert(), 64, 0.1);
   const Result<void> growth = report.check_growth();
   ASSERT_FALSE(growth);

@@ -31,9 +31,7 @@ TEST(ThreadTimes, CountsWorkAndSleepsOfEachThread) {
   EXPECT_GE(times.size(), 2U);
 }
 
-TEST(ThreadTimes, NoProcessIsAnError) {
-  EXPECT_FALSE(thread_times_of(0x7fffffff));
-}
+TEST(ThreadTimes, NoProcessIsAnError) { EXPECT_FALSE(thread_times_of(0x7fffffff)); }
 
 }  // namespace
 }  // namespace bench

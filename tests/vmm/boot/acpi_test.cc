@@ -37,9 +37,7 @@ Bytes table_at(const memory::GuestMemory& memory, u64 address) {
   return boot_test::read_ram(memory, address, header.length);
 }
 
-std::string name_of(const Bytes& table) {
-  return {table.begin(), table.begin() + 4};
-}
+std::string name_of(const Bytes& table) { return {table.begin(), table.begin() + 4}; }
 
 // All tables by way of RSDP, XSDT and FADT: XSDT, its entries in order, DSDT.
 std::vector<Bytes> walk(const memory::GuestMemory& memory) {

@@ -138,9 +138,7 @@ TEST(BzImage, EveryTruncationIsRefused) {
   }
 }
 
-TEST(BzImage, EmptyFileIsRefused) {
-  EXPECT_THAT(refusal({}), HasSubstr("the file is empty"));
-}
+TEST(BzImage, EmptyFileIsRefused) { EXPECT_THAT(refusal({}), HasSubstr("the file is empty")); }
 
 TEST(BzImage, MissingKernelNamesTheFile) {
   const auto memory = boot_test::make_memory();

@@ -18,9 +18,7 @@ using testing::HasSubstr;
 
 constexpr u64 kMiB = base::kMiB;
 
-Elf plain_elf() {
-  return {.entry = 0x100010, .segments = {code_segment(0x100000)}};
-}
+Elf plain_elf() { return {.entry = 0x100010, .segments = {code_segment(0x100000)}}; }
 Elf pvh_elf() {
   return {.entry = 0xdeadbeef, .segments = {code_segment(0x100000), pvh_note(0x100040)}};
 }

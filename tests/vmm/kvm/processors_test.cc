@@ -12,9 +12,7 @@ namespace {
 
 using ProcessorsTest = KvmTest;
 
-kvm_irqchip ioapic_of(const ProcessorsState& state) {
-  return struct_of<kvm_irqchip>(state.ioapic);
-}
+kvm_irqchip ioapic_of(const ProcessorsState& state) { return struct_of<kvm_irqchip>(state.ioapic); }
 
 bool set_msr(Vcpu& vcpu, u32 index, u64 value) {
   alignas(kvm_msrs) u8 bytes[sizeof(kvm_msrs) + sizeof(kvm_msr_entry)] = {};

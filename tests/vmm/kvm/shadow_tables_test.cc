@@ -33,10 +33,10 @@ class ShadowTablesTest : public KvmTest {
     for (u8 i = 0; i < 4; ++i) guest->put_u64(kLookedAt + i * base::kPageBytes, 1 + u64{i});
     // l: mov al, [kLookedAt]; out kLooked, al; mov rax, [kValue]; mov rbx, [kAddress];
     //    test rbx, rbx; jz +3; mov [rbx], rax; out kWrote, al; jmp l
-    guest->put(kTestCode, {0x8a, 0x04, 0x25, 0x00, 0x00, 0x10, 0x00, 0xe6, kLooked, 0x48,
-                           0x8b, 0x04, 0x25, 0x00, 0x00, 0x11, 0x00, 0x48, 0x8b,    0x1c,
-                           0x25, 0x08, 0x00, 0x11, 0x00, 0x48, 0x85, 0xdb, 0x74,    0x03,
-                           0x48, 0x89, 0x03, 0xe6, kWrote, 0xeb, 0xdb});
+    guest->put(kTestCode,
+               {0x8a, 0x04, 0x25, 0x00, 0x00, 0x10, 0x00, 0xe6, kLooked, 0x48, 0x8b, 0x04, 0x25,
+                0x00, 0x00, 0x11, 0x00, 0x48, 0x8b, 0x1c, 0x25, 0x08,    0x00, 0x11, 0x00, 0x48,
+                0x85, 0xdb, 0x74, 0x03, 0x48, 0x89, 0x03, 0xe6, kWrote,  0xeb, 0xdb});
     guest->start(0, kTestCode);
     at_start = guest->processors->save();
   }
@@ -160,7 +160,8 @@ TEST_F(ShadowTablesTest, ZapChangesNothingInRam) {
     guest->put_u64(page * base::kPageBytes, 0x1122'3344'5566'7788 * page);
     pages.push_back(page * base::kPageBytes);
   }
-  const std::vector<u8> before(guest->memory->quiet_ram().begin(), guest->memory->quiet_ram().end());
+  const std::vector<u8> before(guest->memory->quiet_ram().begin(),
+                               guest->memory->quiet_ram().end());
   zap(pages);
   EXPECT_TRUE(std::ranges::equal(before, guest->memory->quiet_ram()));
 }

@@ -44,9 +44,7 @@ void touch(TinyGuest& guest, u64 address, u64 step, u64 count) {
 }
 
 // The guest's own page tables get accessed and dirty bits; those pages are dirty by right.
-bool is_page_table(u64 page) {
-  return page >= kTestRoot / 0x1000 && page <= 8;
-}
+bool is_page_table(u64 page) { return page >= kTestRoot / 0x1000 && page <= 8; }
 
 std::vector<u64> data_pages(const memory::PageSet& set) {
   std::vector<u64> pages = pages_of(set);

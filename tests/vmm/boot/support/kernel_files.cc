@@ -26,13 +26,9 @@ TemporaryFile::TemporaryFile(const Bytes& content) {
   CHECK(fd.get() >= 0 && base::write_all(fd, content).has_value());
 }
 
-TemporaryFile::~TemporaryFile() {
-  ::unlink(path_.c_str());
-}
+TemporaryFile::~TemporaryFile() { ::unlink(path_.c_str()); }
 
-u8 payload_byte(u64 index) {
-  return static_cast<u8>(index * 7 + index / 256 + 1);
-}
+u8 payload_byte(u64 index) { return static_cast<u8>(index * 7 + index / 256 + 1); }
 
 BzImage::BzImage() {
   header.setup_sects = 1;

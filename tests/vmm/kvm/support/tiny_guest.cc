@@ -44,17 +44,14 @@ void TinyGuest::put(u64 gpa, std::initializer_list<int> code) {
   CHECK(memory->write(Gpa{gpa}, bytes));
 }
 
-void TinyGuest::put_u64(u64 gpa, u64 value) {
-  CHECK(memory->write(Gpa{gpa}, le64(value)));
-}
+void TinyGuest::put_u64(u64 gpa, u64 value) { CHECK(memory->write(Gpa{gpa}, le64(value))); }
 
-u64 TinyGuest::get_u64(u64 gpa) const {
-  return memory->read<le64>(Gpa{gpa}).value();
-}
+u64 TinyGuest::get_u64(u64 gpa) const { return memory->read<le64>(Gpa{gpa}).value(); }
 
 void TinyGuest::start(u32 index, u64 rip) {
   Vcpu& v = vcpu(index);
-  EXPECT_OK(v.set_special_registers(flat_mode(value_of(v.special_registers()), Ring::user, kTestRoot)));
+  EXPECT_OK(
+      v.set_special_registers(flat_mode(value_of(v.special_registers()), Ring::user, kTestRoot)));
   kvm_regs registers{};
   registers.rip = rip;
   registers.rflags = kFlatUserRflags;
@@ -66,9 +63,7 @@ void TinyGuest::start(u32 index, u64 rip) {
   }
 }
 
-VcpuExit TinyGuest::run(u32 index) {
-  return value_of(vcpu(index).run());
-}
+VcpuExit TinyGuest::run(u32 index) { return value_of(vcpu(index).run()); }
 
 int TinyGuest::run_to_port(u16 port, u32 index) {
   const VcpuExit exit = run(index);
