@@ -14,6 +14,6 @@ fi
 say "booting QEMU's guest for the race"
 made=$(mktemp -d "${TMPDIR:-/var/tmp}/quicksave-rival.XXXXXX")
 trap 'rm -rf "$made"' EXIT
-QUICKSAVE_GUESTS_READY=yes sh "$guests_dir/nested/run.sh" -t 900 -o "$made" "$project_dir/tests/nested/rival.py"
+QUICKSAVE_GUESTS_READY=yes sh "$guests_dir/nested/run.sh" -t 900 -o "$made" "$project_dir/tests/nested/race.py" prepare
 mv "$made/rival.qcow2" "$outer/"
 mv "$made/rival.json" "$outer/"

@@ -5,24 +5,16 @@ Every line that starts with a tick was asked of the guest, or of a program that 
 answer ends the demonstration with status 1.
 """
 
-import concurrent.futures
-import json
 import os
-import shutil
 import subprocess
 import sys
-import threading
 import time
 
 import harness
-from bench_revert import Contestant, Qemu, QemuClient, QuicksaveClient
 from guest import GuestError
 from harness import Failure, Guest, check_same_run, expect, plant_nonce
+from narrator import DIM, PLAIN, RED, say, shell, tick, title
 from vmm import WORK, Quicksave, VmmError, debian
-
-ROUNDS = 2
-HERE = os.path.dirname(os.path.abspath(__file__))
-WANTED_RATIO = 20
 
 PLANT = r"""
 set -e
@@ -32,32 +24,6 @@ cd / && sha256sum root/on-disk dev/shm/in-ram usr/bin/perl usr/bin/bash usr/lib/
 wc -l </run/hashes
 """
 COUNTER = "i=0; while :; do i=$((i+1)); echo $i >/run/count; sleep 0.2; done"
-
-BOLD, DIM, GREEN, RED, PLAIN = ("\033[1m", "\033[2m", "\033[32m", "\033[31m", "\033[0m") \
-    if os.environ.get("NESTED_COLOUR") == "yes" else ("",) * 5
-
-
-def say(text=""):
-    print(text, flush=True)
-
-
-def title(text):
-    say("\n%s%s%s" % (BOLD, text, PLAIN))
-
-
-def tick(text):
-    say("   %s✓%s %s" % (GREEN, PLAIN, text))
-
-
-def shell(*words):
-    """One of our own commands, as a user types it, with what it prints."""
-    say("   %s$ %s%s" % (DIM, " ".join(words), PLAIN))
-    started = time.monotonic()
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
-    for line in done.stdout.rstrip("\n").split("\n"):
-        say("     " + line)
-    expect(done.returncode == 0, "%s returned %d" % (" ".join(words), done.returncode))
-    return time.monotonic() - started
 
 
 def in_guest(console, command, seconds=60):
@@ -72,65 +38,9 @@ def boot():
     return t
 
 
-def qemu_version():
-    return subprocess.run(["qemu-system-x86_64", "--version"], stdout=subprocess.PIPE, text=True).stdout.split()[3]
-
-
 def describe(console):
     facts = console.check("uname -r; findmnt -n -o SOURCE,FSTYPE / | tr -s ' '; cat /proc/1/comm; df -h --output=used / | tail -1").split("\n")
     tick("Linux %s, root on %s, process 1 is %s, %s on the disk" % (facts[0], facts[1], facts[2], facts[3].strip()))
-
-
-class Rival:
-    """QEMU with the same guest. It boots and takes its snapshot while our story is told, then stands still until the race.
-    What it has then is kept (keep()): the next demonstration starts from it, for booting takes a minute of the machine."""
-
-    DISK, PLANTED = "rival.qcow2", "rival.json"
-
-    def __init__(self):
-        self._result = None
-        self._thread = threading.Thread(target=self._prepare, daemon=True)
-        self._thread.start()
-
-    def _prepare(self):
-        try:
-            qemu = Qemu()
-            contestant = self._kept(qemu) if self.is_kept() else Contestant(qemu, QemuClient).snapshot()
-            qemu.monitor(contestant.guest.name, "stop")
-            self._result = contestant
-        except Exception as error:  # Told where the race would begin.
-            self._result = error
-
-    @classmethod
-    def is_kept(cls):
-        return os.path.exists(os.path.join(HERE, cls.PLANTED))
-
-    @classmethod
-    def _kept(cls, qemu):
-        guest = Guest(qemu, "bench-qemu")
-        os.makedirs(os.path.dirname(qemu.disk(guest.name)))
-        shutil.move(os.path.join(HERE, cls.DISK), qemu.disk(guest.name))
-        qemu.start(guest.name, debian(memory=256, cpus=1), "bench")
-        guest.open()
-        guest.console.attach()
-        contestant = Contestant(qemu, QemuClient, guest)
-        with open(os.path.join(HERE, cls.PLANTED)) as file:
-            contestant.planted = json.load(file)
-        return contestant
-
-    def ready(self):
-        """The contestant, running again."""
-        self._thread.join()
-        if isinstance(self._result, Exception):
-            raise Failure("QEMU did not get to its snapshot: %s" % self._result)
-        self._result.vmm.monitor(self._result.guest.name, "cont")
-        return self._result
-
-    def keep(self):
-        """REQUIRES: its guest is stopped."""
-        shutil.move(self._result.vmm.disk(self._result.guest.name), os.path.join(harness.RESULTS, self.DISK))
-        with open(os.path.join(harness.RESULTS, self.PLANTED), "w") as file:
-            json.dump(self._result.planted, file)
 
 
 class Planted:
@@ -202,43 +112,12 @@ def restore(planted):
     t2.console.close()
 
 
-def side_by_side(functions):
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for done in [pool.submit(function) for function in functions]:
-            done.result()
-
-
-def race(t, planted, rival):
-    title("7. How fast: after real work, in-place revert beside QEMU's loadvm")
-    say("   the same guest on both, the same KVM. In each round both unpack a Debian package, write a file, sync and hash it, side by")
-    say("   side; then one is taken back, then the other; %d rounds, medians" % ROUNDS)
-    ours = Contestant(t.vmm, QuicksaveClient, t)
-    ours.snapshot_name, ours.planted = "clean", planted.identity
-    contestants = [ours, rival.ready()]
-    for number in range(ROUNDS):
-        side_by_side([contestant.work for contestant in contestants])
-        for contestant in contestants:
-            contestant.revert()
-            say("   round %d: %-10s %8.1f ms" % (number + 1, contestant.vmm.kind, 1e3 * contestant.answered[-1]))
-    for contestant in contestants:
-        say("   " + contestant.line())
-        contestant.guest.stop()
-    rival.keep()
-    ratio = contestants[1].seconds() / contestants[0].seconds()
-    verdict = "%sthe bar is %d%s" % (GREEN if ratio >= WANTED_RATIO else RED, WANTED_RATIO, PLAIN)
-    say("   %sQuicksave reverts %.0f times faster here%s (%s)" % (BOLD, ratio, PLAIN, verdict))
-    return ratio
-
-
 def main():
     os.makedirs(WORK, exist_ok=True)
     os.makedirs(harness.RESULTS, exist_ok=True)
     harness.note = lambda text: None  # The story is told here.
     try:
         title("1. A stock Debian 12 guest: 256 MiB, ext4 on a qcow2 disk, unmodified kernel and initrd")
-        say("   (behind the scenes QEMU %s %s the same guest, for the race at the end)" % (
-            qemu_version(), "goes on with" if Rival.is_kept() else "boots"))
-        rival = Rival()
         t = boot()
         console = t.console
         describe(console)
@@ -249,7 +128,6 @@ def main():
         destroy_and_take_back(console, planted)
         panic_and_take_back(console, planted)
         restore(planted)
-        race(t, planted, rival)
     except (Failure, GuestError, VmmError, subprocess.TimeoutExpired) as error:
         say("\n%sfailed:%s %s" % (RED, PLAIN, error))
         return 1
