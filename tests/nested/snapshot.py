@@ -34,6 +34,10 @@ def count_of(console):
     return int(console.check("wc -l </run/w/done"))
 
 
+def dirty_kib(console):
+    return int(console.check("awk '/^Dirty:/ { print $2 }' /proc/meminfo"))
+
+
 def verify(t, facts, writer=True):
     """Everything that `prepare` knows of the guest at T holds, and the guest goes on."""
     console = t.console
@@ -73,7 +77,10 @@ def prepare(vmm, shared):
     while console.run("test -s /run/w/done && test $(wc -l </run/w/done) -ge 10").status != 0:
         expect(time.monotonic() < deadline, "the writer wrote nothing: " + console.run("ls -l /srv/w; ps aux | tail -5").output)
         time.sleep(1)
-    dirty = int(console.check("awk '/^Dirty:/ { print $2 }' /proc/meminfo"))
+    if dirty_kib(console) <= 3000:
+        # Something in the guest has called sync() meanwhile. In place: ext4 writes out what replaces a file that was cut off.
+        console.check("dd if=/dev/shm/data of=/srv/dirty/data bs=1M conv=notrunc 2>/dev/null")
+    dirty = dirty_kib(console)
     expect(dirty > 3000, "only %d KiB are dirty in the page cache: nothing to prove there" % dirty)
     facts["acked"] = console.check("cat /run/w/done").split("\n")
     t.snapshot("clean")
