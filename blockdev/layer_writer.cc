@@ -233,7 +233,7 @@ Result<LayerFile> write_layer(const OverlayLayer& sealed, const LayerList& below
   TRY(write_data(writer, layout, source));
   TRY(writer.skip_to(layout.total_clusters() * Layout::kClusterBytes));
   TRY(writer.finish());
-  return LayerFile{writer.offset(), writer.written_bytes(), writer.checksum()};
+  return LayerFile{writer.offset(), writer.checksum()};
 }
 
 }  // namespace blockdev

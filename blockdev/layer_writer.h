@@ -24,9 +24,8 @@
 namespace blockdev {
 
 struct LayerFile {
-  u64 file_bytes = 0;     // size of the file
-  u64 written_bytes = 0;  // without holes
-  u64 checksum = 0;       // XXH3 (64 bits) of the whole file, holes as zeros
+  u64 file_bytes = 0;  // size of the file
+  u64 checksum = 0;    // XXH3 (64 bits) of the whole file, holes as zeros
 };
 
 struct BackingName {

@@ -51,7 +51,6 @@ Result<void> StreamWriter::write_out() {
   if (buffer_.empty()) return {};
   TRY(base::write_exactly(fd_, buffer_, offset_ - buffer_.size()));
   XXH3_64bits_update(hash_.get(), buffer_.data(), buffer_.size());
-  written_bytes_ += buffer_.size();
   buffer_.clear();
   return {};
 }

@@ -28,7 +28,6 @@ class StreamWriter final {
   Result<void> finish();
 
   u64 offset() const { return offset_; }
-  u64 written_bytes() const { return written_bytes_; }
   u64 checksum() const;
 
  private:
@@ -37,7 +36,6 @@ class StreamWriter final {
   const base::Fd& fd_;
   std::vector<u8> buffer_;  // the last bytes before offset_, not written yet
   u64 offset_ = 0;
-  u64 written_bytes_ = 0;
   std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> hash_;
 };
 

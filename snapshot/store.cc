@@ -1,6 +1,7 @@
 #include "snapshot/store.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -155,6 +156,20 @@ Result<void> SnapshotStore::check_ancestors(const Manifest& manifest) const {
 
 std::string SnapshotStore::layer_path(const DiskLayer& layer) const {
   return object_path(layer.owner) + "/" + layer.file;
+}
+
+u64 SnapshotStore::disk_bytes(const Manifest& manifest) const {
+  u64 sum = 0;
+  for (const Disk& disk : manifest.disks) {
+    for (const DiskLayer& layer : disk.layers) {
+      struct stat status {};
+      if (layer.owner != manifest.uuid) continue;
+      if (::stat(layer_path(layer).c_str(), &status) == 0) {
+        sum += static_cast<u64>(status.st_blocks) * 512;
+      }
+    }
+  }
+  return sum;
 }
 
 Result<void> SnapshotStore::check(const SnapshotObject& object) const {

@@ -123,6 +123,9 @@ class SnapshotStore final {
   Result<SnapshotObject> open(const Uuid& uuid) const;
   // Where a disk layer of `object` is; checked by open().
   std::string layer_path(const DiskLayer& layer) const;
+  // What the snapshot's own disk files occupy on the host, holes left out: the layers below belong to
+  // its ancestors.
+  u64 disk_bytes(const Manifest& manifest) const;
   // Reads everything: every chunk of memory, every disk layer.
   Result<void> check(const SnapshotObject& object) const;
 

@@ -42,6 +42,7 @@ Result<void> SnapshotJob::write_files(const snapshot::SnapshotStore& store) {
       TRY(snapshot::write_state_file(draft.directory(), snapshot::kStateFile, sections));
   object = std::make_shared<const snapshot::SnapshotObject>(
       TRY(store.publish(std::move(draft), manifest)));
+  result.disk_bytes = store.disk_bytes(manifest);
   return {};
 }
 
@@ -56,7 +57,6 @@ Result<void> SnapshotJob::write_layers() {
                      .size_bytes = described.file_bytes,
                      .checksum = described.checksum};
     manifest.disks[layer.disk].layers.push_back(layer.written);
-    result.disk_bytes += described.written_bytes;
   }
   return {};
 }
@@ -87,7 +87,6 @@ Result<void> SnapshotJob::take_frozen_files() {
                      .size_bytes = static_cast<u64>(status.st_size),
                      .checksum = std::nullopt};
     disk.layers.push_back(*layer.written);
-    result.disk_bytes += static_cast<u64>(status.st_blocks) * 512;
   }
   return {};
 }

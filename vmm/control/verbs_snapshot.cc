@@ -1,5 +1,3 @@
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -27,22 +25,6 @@ u64 memory_bytes(const Manifest& manifest) {
   return sum;
 }
 
-// What the snapshot's own disk files occupy on the host, holes left out: the layers below belong to
-// its ancestors.
-u64 disk_bytes(const snapshot::SnapshotStore& store, const Manifest& manifest) {
-  u64 sum = 0;
-  for (const auto& disk : manifest.disks) {
-    for (const auto& layer : disk.layers) {
-      struct stat status {};
-      if (layer.owner != manifest.uuid) continue;
-      if (::stat(store.layer_path(layer).c_str(), &status) == 0) {
-        sum += static_cast<u64>(status.st_blocks) * 512;
-      }
-    }
-  }
-  return sum;
-}
-
 // The parent as people know it: its name, with its VM's if that is another one.
 std::string parent_name(const ListedSnapshot& of, const std::vector<ListedSnapshot>& all) {
   if (!of.manifest || !of.manifest->parent) return "";
@@ -66,7 +48,7 @@ json to_json(const snapshot::SnapshotStore& store, const ListedSnapshot& listed,
   const std::optional<Manifest>& manifest = listed.manifest;
   value["description"] = manifest ? json(manifest->description) : json(nullptr);
   value["memory_bytes"] = manifest ? json(memory_bytes(*manifest)) : json(nullptr);
-  value["disk_bytes"] = manifest ? json(disk_bytes(store, *manifest)) : json(nullptr);
+  value["disk_bytes"] = manifest ? json(store.disk_bytes(*manifest)) : json(nullptr);
   return value;
 }
 
@@ -171,14 +153,6 @@ std::string list_as_table(const json& entries) {
   return table(rows);
 }
 
-Result<u64> disk_bytes_of(const std::string& vm, const std::string& name) {
-  const Home home = TRY(Home::from_environment());
-  const snapshot::SnapshotStore store = TRY(open_store(home));
-  const snapshot::Uuid uuid = TRY(store.resolve(vm, name));
-  const snapshot::SnapshotObject object = TRY(store.open(uuid));
-  return disk_bytes(store, object.manifest());
-}
-
 }  // namespace
 
 Result<SnapshotReference> parse_snapshot_reference(const std::string& text) {
@@ -196,14 +170,9 @@ Result<SnapshotReference> parse_snapshot_reference(const std::string& text) {
 Result<int> snapshot_create(const SnapshotCreateOptions& options, Output output) {
   if (!options.name.empty()) TRY(check_name("snapshot", options.name));
   return with_live_vm(options.vm, [&](ApiClient& client) -> Result<int> {
-    json made = TRY(ask(
+    const json made = TRY(ask(
         client, "POST", "/v1/snapshots",
         {{"name", options.name}, {"description", options.description}, {"wait", options.wait}}));
-    // The VM told what it wrote. It may be gone already, and the snapshot too: that stays, then.
-    if (options.wait) {
-      const Result<u64> occupied = disk_bytes_of(options.vm, made.value("name", ""));
-      if (occupied) made["disk_bytes"] = *occupied;
-    }
     if (output == Output::json) {
       put_json(made);
       return kExitDone;
@@ -264,13 +233,12 @@ Result<int> snapshot_check(const std::string& snapshot, Output output) {
   const Result<snapshot::SnapshotObject> object = store.open(uuid);
   Result<void> checked = object ? store.check(*object) : object.error();
   if (output == Output::json) {
-    put_json(
-        {{"snapshot", snapshot},
-         {"uuid", uuid.to_string()},
-         {"ok", checked.has_value()},
-         {"damage", checked ? json(nullptr) : json(checked.error().message())},
-         {"memory_bytes", object ? json(memory_bytes(object->manifest())) : json(nullptr)},
-         {"disk_bytes", object ? json(disk_bytes(store, object->manifest())) : json(nullptr)}});
+    put_json({{"snapshot", snapshot},
+              {"uuid", uuid.to_string()},
+              {"ok", checked.has_value()},
+              {"damage", checked ? json(nullptr) : json(checked.error().message())},
+              {"memory_bytes", object ? json(memory_bytes(object->manifest())) : json(nullptr)},
+              {"disk_bytes", object ? json(store.disk_bytes(object->manifest())) : json(nullptr)}});
   } else if (checked) {
     put(fmt::format("{}  ok  {} of memory read\n", snapshot,
                     human_size(memory_bytes(object->manifest()))));

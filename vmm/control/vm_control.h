@@ -42,7 +42,7 @@ struct SnapshotResult {
   u64 pause_us = 0;      // the guest stood still
   u64 total_us = 0;      // until durable
   u64 memory_bytes = 0;  // stored: allocated blocks of the memory file
-  u64 disk_bytes = 0;    // written; its files may occupy more
+  u64 disk_bytes = 0;    // the same of its disk files
 };
 
 enum class Verify : u8 { no, yes };
