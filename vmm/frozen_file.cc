@@ -11,8 +11,8 @@
 namespace vmm {
 
 Result<void> FrozenFile::finish() {
-  base::MutexLock lock(mutex_);
-  if (identity_) return {};
+  base::MutexLock one_at_a_time(finish_mutex_);
+  if (is_finished()) return {};
   const std::string context = fmt::format("freeze \"{}\"", file_.path);
   blockdev::WaitingIo io(TRY_CONTEXT(blockdev::make_io_engine(), context));
   const int error = image_->flush(io, blockdev::WritableImage::FlushReason::guest);
@@ -28,6 +28,7 @@ Result<void> FrozenFile::finish() {
         .with_hint("put the disk's file back to where it was");
   }
   blockdev::keep_lock_of_reader(image_->fd());
+  base::MutexLock lock(mutex_);
   identity_ = std::move(identity);
   return {};
 }

@@ -53,6 +53,7 @@ class FrozenFile final {
  private:
   const DiskFile file_;
   const std::shared_ptr<blockdev::WritableImage> image_;
+  base::Mutex finish_mutex_;  // held while the file is written; before mutex_
   mutable base::Mutex mutex_;
   std::optional<snapshot::BaseImage> identity_ GUARDED_BY(mutex_);  // once finished
   std::optional<snapshot::DiskLayer> owned_ GUARDED_BY(mutex_);

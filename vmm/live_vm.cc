@@ -46,7 +46,7 @@ LiveVm::~LiveVm() {
   tree_.reset();
   persistent_.reset();
   machine_.reset();
-  if (console_) console_->finish();
+  if (console_) (void)console_->finish();
 }
 
 void LiveVm::start() {
@@ -62,6 +62,10 @@ void LiveVm::finish() {
   if (const Result<void> closed = persistent_->close(); !closed) {
     base::log(base::LogLevel::error, "{}: {}", name_, closed.error().message());
     exit_status_ = ExitStatus::vmm_failed;
+  }
+  if (const Result<void> written = console_->finish(); !written) {
+    base::log(base::LogLevel::error, "{}: {}", name_, written.error().message());
+    if (exit_status_ == ExitStatus::powered_off) exit_status_ = ExitStatus::vmm_failed;
   }
   for (const std::string& head : persistent_->describe_heads()) {
     base::log(base::LogLevel::info, "{}", head);
@@ -145,9 +149,9 @@ Result<control::RevertResult> LiveVm::revert(const control::RevertRequest& reque
 }
 
 Result<void> LiveVm::delete_snapshot(const std::string& name) {
-  const snapshot::SnapshotNode* const named = tree_->find(name);
-  if (named != nullptr && mark_of(*named).object == nullptr) {
-    return make_error(ErrorKind::busy, "snapshot '{}' is still being written", name)
+  // It flushes files that settle() below would wait for.
+  if (snapshotter_->is_busy()) {
+    return make_error(ErrorKind::busy, "a snapshot of {} is still being written", name_)
         .with_hint("try again when it is listed");
   }
   const snapshot::Uuid uuid = TRY(store_->resolve(name_, name));

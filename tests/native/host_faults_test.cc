@@ -14,6 +14,11 @@
 namespace native {
 namespace {
 
+class Foreground : public NativeTest {
+ protected:
+  VmHome home_;
+};
+
 // A /dev of their own for the commands of a test. Needs no KVM: that is what is tested.
 class WithoutKvm : public ::testing::Test {
  protected:
@@ -101,6 +106,23 @@ TEST_F(WithoutKvm, UnreadableKernelIsNamed) {
   EXPECT_EQ(result.err, "error: kernel \"" + home_.file("k") +
                             "\": Permission denied\nhint: make it readable for this user\n");
   EXPECT_FALSE(std::filesystem::exists(home_.path() + "/vms/t"));
+}
+
+// What the guest said is the result of the run: it is in the log, and a script is told that it lacks it.
+TEST_F(Foreground, StdoutThatCannotBeWrittenIsAFailureOfTheHost) {
+  home_.run_through({"sh", "-c", "exec \"$@\" >/dev/full", "sh"});
+  CommandResult result = home_.quicksave({"run", "--name", "t", "--kernel", guest_path("hello")});
+  EXPECT_EQ(result.status, 125);
+  EXPECT_NE(result.err.find("write the guest's console: No space left on device"),
+            std::string::npos)
+      << result.err;
+  EXPECT_NE(read_file(home_.path() + "/vms/t/console.log"), "");
+}
+
+TEST_F(Foreground, ReaderOfStdoutThatWentAwayIsNoFailure) {
+  home_.run_through({"sh", "-c", "mkfifo \"$0\" && exec 3<>\"$0\" 4>\"$0\" 3<&- && exec \"$@\" >&4",
+                     home_.file("pipe")});
+  EXPECT_EQ(home_.quicksave({"run", "--name", "t", "--kernel", guest_path("hello")}).status, 0);
 }
 
 // A VM whose snapshots go to a file system of a few MiB.

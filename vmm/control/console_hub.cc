@@ -340,14 +340,15 @@ Result<std::unique_ptr<ConsoleHub>> ConsoleHub::create(Loop& loop, const Console
   return std::unique_ptr<ConsoleHub>(new ConsoleHub(std::move(impl)));
 }
 
-void ConsoleHub::finish() {
+Result<void> ConsoleHub::finish() {
   impl_->drain();
   if (impl_->output) impl_->output->finish(kFinishMs);
   for (const auto& client : impl_->clients) client->finish(0);
+  return impl_->output ? impl_->output->outcome() : Result<void>();
 }
 
 ConsoleHub::~ConsoleHub() {
-  finish();
+  (void)finish();
   Impl& hub = *impl_;
   hub.loop.unwatch(hub.wake.fd().get());
   if (hub.standard_input) hub.loop.unwatch(hub.standard_input.get());

@@ -61,8 +61,9 @@ class ConsoleHub final {
   // was written before, and is written soon.
   void mark_log(std::string_view line);
 
-  // Hands on all that was written so far, and waits up to a second for a slow stdout.
-  void finish();
+  // Hands on all that was written so far, and waits up to a second for a slow stdout. Fails if stdout
+  // could not be written: what it lacks is in the log.
+  Result<void> finish();
 
   u64 dropped_bytes() const;  // over all readers and the ring
 

@@ -19,11 +19,16 @@ void ConsoleReader::close() {
   fd_.reset();
 }
 
+void ConsoleReader::write_failed() {
+  if (errno != EPIPE && errno != ECONNRESET) outcome_ = errno_error("write the guest's console");
+  close();
+}
+
 void ConsoleReader::send(std::span<const u8> bytes) {
   if (!fd_) return;
   if (backlog_.empty()) {
     const ssize_t count = ::write(fd_.get(), bytes.data(), bytes.size());
-    if (count < 0 && errno != EAGAIN && errno != EINTR) return close();
+    if (count < 0 && errno != EAGAIN && errno != EINTR) return write_failed();
     if (count > 0) bytes = bytes.subspan(static_cast<std::size_t>(count));
     if (bytes.empty()) return;
   }
@@ -47,7 +52,7 @@ void ConsoleReader::send_backlog() {
       });
       return;
     }
-    if (count < 0) return close();
+    if (count < 0) return write_failed();
     backlog_.remove_front(static_cast<u64>(count));
     if (backlog_.empty()) tell_what_was_missed();
   }

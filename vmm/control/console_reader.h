@@ -27,10 +27,13 @@ class ConsoleReader final : public std::enable_shared_from_this<ConsoleReader> {
   void close();
 
   bool is_closed() const { return !fd_; }
+  // Why nothing more can be written. A reader that has gone, as `head` does, is no failure.
+  const Result<void>& outcome() const { return outcome_; }
   int fd() const { return fd_.get(); }
   u64 dropped_bytes() const { return backlog_.dropped_bytes(); }
 
  private:
+  void write_failed();
   void send_backlog();
   void tell_what_was_missed();
 
@@ -39,6 +42,7 @@ class ConsoleReader final : public std::enable_shared_from_this<ConsoleReader> {
   ByteBacklog backlog_;
   u64 told_bytes_ = 0;  // of the dropped ones
   bool is_waiting_ = false;
+  Result<void> outcome_;
 };
 
 // A descriptor of our own for standard input or output, so that making it non-blocking does not

@@ -59,7 +59,7 @@ class FakeLauncher final : public Launcher {
     if (says("poweroff")) loop.post([&] { loop.stop(); });
     loop.run();
     server->finish();
-    hub->finish();
+    if (!hub->finish()) return 1;
     return says("crash") ? 1 : 0;
   }
   int bench(const std::vector<std::string>& arguments) override {

@@ -255,7 +255,7 @@ TEST_F(ConsoleHubTest, WhatWasWrittenLastReachesASlowStdout) {
   });
   std::atomic<bool> done = false;
   loop_.post([&] {
-    hub_->finish();
+    EXPECT_TRUE(hub_->finish());
     hub_.reset();
     done = true;
   });
