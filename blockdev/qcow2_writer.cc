@@ -323,11 +323,13 @@ Qcow2Writer::Attempt Qcow2Writer::check_slice(L2Slice& slice) {
       return {.missing = {Missing::Kind::block, block}};
     }
     if (is_shared(*entry)) {
-      base::log(
-          base::LogLevel::error,
-          "disk: write failed: L2 entry {:#018x} shares its cluster with another; convert the "
-          "image into a new one to write it",
-          entry->entry);
+      if (!std::exchange(is_shared_told_, true)) {
+        base::log(
+            base::LogLevel::error,
+            "disk: write failed: L2 entry {:#018x} shares its cluster with another; convert the "
+            "image into a new one to write it",
+            entry->entry);
+      }
       return {.step = {.kind = StepKind::fail, .status = BlockStatus::io_error}};
     }
     if (!is_entry_sound(*entry)) {

@@ -209,6 +209,7 @@ class Qcow2Writer final : public WritableImage {
   std::vector<std::shared_ptr<Waker>> waiters_ GUARDED_BY(mutex_);
   // The errno of a flush that failed, for the next write that can only wait for one that does not.
   bool is_flush_waited_for_ GUARDED_BY(mutex_) = false;  // by a write
+  bool is_shared_told_ GUARDED_BY(mutex_) = false;
   int refusal_ GUARDED_BY(mutex_) = 0;
   std::vector<u64> pending_frees_ GUARDED_BY(mutex_);  // clusters to lower by one
   base::Mutex flush_mutex_;                            // one flush at a time; taken before mutex_
