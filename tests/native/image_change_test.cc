@@ -201,6 +201,36 @@ TEST_F(Image, CommitThatIsRefusedLeavesWhatLiesBelowAlone) {
   refuse("qemu-img snapshot -c one top.qcow2", "internal snapshots");
   refuse("printf '\\2' | dd of=top.qcow2 bs=1 seek=79 conv=notrunc", "marked corrupt");
   refuse("true", "names \"base.qcow2\"", {"--backing", "other/base.qcow2:qcow2"});
+  // Beside the image lies another one of that name than where it is told to look.
+  refuse("true", "two files", {"--backing-dir", "other"});
+  refuse("true", "two files", {"--backing-dir", "other", "-b", "base.qcow2"});
+}
+
+TEST_F(Image, NameThatLeadsToTwoFilesIsNotFollowed) {
+  shell("mkdir d && qemu-img create -q -f qcow2 base.qcow2 1M");
+  shell("cd d && qemu-img create -q -f qcow2 base.qcow2 1M");
+  shell("cd d && qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2");
+  expect_refused({"map", "-f", "qcow2", "--backing-dir", ".", "d/top.qcow2"},
+                 "/base.qcow2:qcow2 if that is the one");
+  expect_refused({"rebase", "-f", "qcow2", "--backing-dir", ".", "-b", "", "d/top.qcow2"},
+                 "two files");
+  image_ok({"map", "-f", "qcow2", "--backing-dir", "d", "d/top.qcow2"});
+  image_ok({"map", "-f", "qcow2", "--backing", "base.qcow2:qcow2", "d/top.qcow2"});
+  shell("mkdir alone && mv d/top.qcow2 alone");
+  image_ok({"map", "-f", "qcow2", "--backing-dir", "d", "alone/top.qcow2"});
+}
+
+// The file that the user typed, before one that the image would call so.
+TEST_F(Image, CommitTakesTheNameAsItsUserSeesIt) {
+  shell("mkdir d && qemu-img create -q -f qcow2 base.qcow2 1M");
+  shell("cd d && qemu-img create -q -f qcow2 -b ../base.qcow2 -F qcow2 base.qcow2");
+  shell("cd d && qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2");
+  shell("qemu-io -f qcow2 -c 'write -q -P 7 0 64k' d/top.qcow2");
+  const std::string between = hash_of("d/base.qcow2");
+  image_ok({"commit", "-f", "qcow2", "--backing", "d/base.qcow2:qcow2", "--backing",
+            "base.qcow2:qcow2", "-b", "base.qcow2", "d/top.qcow2"});
+  EXPECT_EQ(hash_of("d/base.qcow2"), between);
+  shell("qemu-io -r -f qcow2 -c 'read -q -P 7 0 64k' base.qcow2");
 }
 
 TEST_F(Image, MarkOfCorruptionIsNotTakenAwayInPassing) {

@@ -116,10 +116,12 @@ Result<u64> target_depth(const CommitOptions& options, const DiskSpec& spec,
   }
   if (options.base.empty()) return u64{1};
   const std::vector<std::string> names = names_of(spec, chain);
+  // As the user would open it; else as the image above it may name it.
   for (u64 depth = 1; depth < chain.images.size(); ++depth) {
-    // As the user would open it, or as the image above it may name it.
-    const std::string as_above = full_backing_name(names[depth - 1], options.base);
     if (is_file_at(options.base, chain.images[depth])) return depth;
+  }
+  for (u64 depth = 1; depth < chain.images.size(); ++depth) {
+    const std::string as_above = full_backing_name(names[depth - 1], options.base);
     if (is_file_at(as_above, chain.images[depth])) return depth;
   }
   return make_error(ErrorKind::usage, "-b {}: no image of that name lies below \"{}\"",

@@ -163,7 +163,9 @@ Result<void> NbdkitProcess::wait_for_end() {
     if (ready > 0) take_signal();
     if (ready != 0) continue;
     control::warn(
-        fmt::format("a client is still connected after {} s: it is cut off", kPatienceMs / 1000));
+        fmt::format("a client is still connected after {} s: it is cut off, and what it wrote "
+                    "and did not flush may be lost",
+                    kPatienceMs / 1000));
     ::kill(pid_, SIGKILL);
     ::waitpid(pid_, &status_, 0);
     pid_ = -1;

@@ -63,9 +63,31 @@ Result<DiskSpec> disk_spec_of(const ImageOptions& options, std::string_view opti
   return spec;
 }
 
+namespace {
+
+// A name is followed from --backing-dir; qemu-img follows it from beside the image. Where these are
+// two files, only the user knows which one is meant.
+Result<void> check_one_is_meant(const DiskSpec& spec, const ImageChain& chain) {
+  const std::size_t followed = spec.backing.size() + 1;
+  if (chain.images.size() <= followed) return {};
+  const std::string& above = followed == 1 ? spec.path : spec.backing.back().path;
+  const auto& image = static_cast<const blockdev::Qcow2Image&>(*chain.layers[followed - 1]);
+  const std::string beside = full_backing_name(above, image.header().backing_name);
+  const ImageIdentity& inside = chain.images[followed];
+  if (::access(beside.c_str(), F_OK) != 0 || is_file_at(beside, inside)) return {};
+  return make_error(ErrorKind::usage,
+                    "\"{}\" names \"{}\", which lies beside it and in --backing-dir: two files",
+                    above, image.header().backing_name)
+      .with_hint(fmt::format("--backing {}:{} if that is the one", inside.path,
+                             blockdev::image_format_name(inside.format)));
+}
+
+}  // namespace
+
 Result<ImageChain> open_chain(const DiskSpec& spec) {
   Result<ImageChain> chain = blockdev::open_image_chain(spec);
   if (!chain) return with_backing_hint(std::move(chain).error());
+  TRY(check_one_is_meant(spec, *chain));
   for (const std::string& text : chain->warnings) warn(text);
   return chain;
 }
@@ -89,6 +111,9 @@ Result<blockdev::ImageFile> open_file_to_write(const std::string& path, ImageFor
 Result<std::unique_ptr<blockdev::Disk>> open_to_write(DiskSpec spec,
                                                       const blockdev::DiskOptions& options) {
   TRY(check_may_write(spec.path));
+  if (const Result<ImageChain> chain = blockdev::open_image_chain(spec); chain) {
+    TRY(check_one_is_meant(spec, *chain));
+  }
   spec.mode = blockdev::DiskMode::persist;
   Result<std::unique_ptr<blockdev::Disk>> disk = blockdev::open_disk(spec, options);
   if (!disk) return with_backing_hint(std::move(disk).error());
