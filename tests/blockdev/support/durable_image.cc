@@ -15,8 +15,8 @@ Stamp layer_stamp(u64 level, u64 sector) { return ((level + 1) << 56) | (sector 
 }  // namespace
 
 std::string ImageShape::describe() const {
-  std::string text = fmt::format("{} of {} bytes, clusters of {}{}, refcounts of {} bits",
-                                 image_format_name(format), size_bytes, cluster_bytes(),
+  std::string text = fmt::format("{} v{} of {} bytes, clusters of {}{}, refcounts of {} bits",
+                                 image_format_name(format), version, size_bytes, cluster_bytes(),
                                  is_extended ? " extended" : "", refcount_bits);
   constexpr const char* kNames[] = {"raw", "qcow2", "compressed qcow2", "extended qcow2"};
   for (const BelowKind kind : below) text += fmt::format(", over {}", kNames[u64(kind)]);
@@ -51,9 +51,9 @@ void DurableImage::make_layer(u64 level, u64 size_bytes, QemuDaemon& daemon,
   } else {
     std::string options = "cluster_size=64k";
     if (level == 0) {
-      options =
-          fmt::format("cluster_size={},extended_l2={},refcount_bits={}", shape_.cluster_bytes(),
-                      shape_.is_extended ? "on" : "off", shape_.refcount_bits);
+      options = fmt::format("compat={},cluster_size={},extended_l2={},refcount_bits={}",
+                            shape_.version == 2 ? "0.10" : "1.1", shape_.cluster_bytes(),
+                            shape_.is_extended ? "on" : "off", shape_.refcount_bits);
     } else if (shape_.below[level - 1] == BelowKind::extended) {
       options = "cluster_size=32k,extended_l2=on";
     } else if (size_bytes < 4 * base::kMiB) {

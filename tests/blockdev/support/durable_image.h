@@ -18,6 +18,7 @@ enum class BelowKind : u8 { raw, qcow2, compressed, extended };
 
 struct ImageShape {
   ImageFormat format = ImageFormat::qcow2;
+  u32 version = 3;
   u32 cluster_bits = 16;
   bool is_extended = false;
   u32 refcount_bits = 16;
