@@ -164,6 +164,7 @@ Result<void> LiveVm::delete_snapshot(const std::string& name) {
   SnapshotMark& mark = mark_of(*node);
   mark.object = nullptr;  // and with it the lock
   const Result<void> removed = store_->remove(name_, name);
+  persistent_->try_again();  // now there may be room for what could not be settled
   if (!removed) {
     // Others need it, so it can still be reverted to.
     Result<snapshot::SnapshotObject> again = store_->open(uuid);

@@ -88,15 +88,15 @@ DiskMark mark_of_images(const blockdev::Disk& disk, std::size_t layer_count) {
 
 // A snapshot's layers name the image that they lie on.
 Result<void> check_names(const blockdev::Disk& disk) {
-  for (const blockdev::ImageIdentity& image : disk.images) {
-    Result<void> checked = blockdev::qcow2::check_backing_name(image.path);
-    if (checked) continue;
-    return std::move(checked)
-        .error()
-        .with_context(fmt::format("disk \"{}\" could not have a snapshot", image.path))
-        .with_hint("rename the file or the directory it lies in");
-  }
-  return {};
+  const bool gets_layers = disk.overlay != nullptr || disk.durable != nullptr;
+  if (!gets_layers || disk.images.empty()) return {};
+  const std::string& path = disk.images.front().path;
+  Result<void> checked = blockdev::qcow2::check_backing_name(path);
+  if (checked) return {};
+  return std::move(checked)
+      .error()
+      .with_context(fmt::format("disk \"{}\" could not have a snapshot", path))
+      .with_hint("rename the file or the directory it lies in");
 }
 
 void put_gate(blockdev::Disk& disk) {

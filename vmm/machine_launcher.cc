@@ -34,6 +34,12 @@ void allow_all_open_files() {
   ::setrlimit(RLIMIT_NOFILE, &limit);  // what fails here is told by who runs out of them
 }
 
+// For those who wait for it.
+void say_that_it_ends(const control::LaunchRequest& request) {
+  const Result<void> recorded = control::record_ending(request.directory);
+  if (!recorded) base::log(base::LogLevel::warning, "{}", recorded.error().message());
+}
+
 int launch_unconfigured(const kvm::Kvm& kvm, control::LaunchRequest& request) {
   control::Loop loop;
   ConfigurableVm vm(kvm, request, loop);
@@ -43,6 +49,7 @@ int launch_unconfigured(const kvm::Kvm& kvm, control::LaunchRequest& request) {
   control::end_on_signals(loop, [&vm](int) { vm.kill(); });
   control::report_ready(request.ready_pipe);
   loop.run();
+  say_that_it_ends(request);
   vm.finish();
   (*server)->finish();
   return static_cast<int>(vm.exit_status());
@@ -101,6 +108,7 @@ int MachineLauncher::launch(control::LaunchRequest request) {
   (*vm)->start();
   control::report_ready(request.ready_pipe);
   loop.run();
+  say_that_it_ends(request);
   (*vm)->finish();
   (*server)->finish();
   return static_cast<int>((*vm)->exit_status());

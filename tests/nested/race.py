@@ -19,7 +19,7 @@ from harness import Failure, Guest
 from narrator import BOLD, GREEN, PLAIN, RED, say, title
 from vmm import WORK, Quicksave, VmmError, debian
 
-ROUNDS = 2
+ROUNDS = 3
 WANTED_RATIO = 20
 # Booting QEMU's guest takes a minute of an emulated machine: what it had at its snapshot goes from race to race.
 KEPT_DISK, KEPT_NONCE = "rival.qcow2", "rival.json"

@@ -14,8 +14,9 @@ using nlohmann::json;
 
 // A VM that hangs must not hang `ps`.
 constexpr u64 kGlanceMs = 1000;
-// After a kill, what is left is to flush disks, unmap memory and close files.
+// After a kill, what is left is to write out a snapshot, flush disks, unmap memory and close files.
 constexpr u64 kKillWaitMs = 10'000;
+constexpr u64 kWriteWaitMs = 60'000;
 
 std::string human_uptime(u64 ms) {
   const u64 seconds = ms / 1000;
@@ -33,7 +34,8 @@ json describe(const VmDirectory& directory) {
   const Result<std::optional<u32>> owner = owner_of(directory);
   if (!owner || !*owner) return vm;
   vm["pid"] = **owner;
-  vm["state"] = "starting";
+  vm["state"] = is_ending(directory) ? "ending" : "starting";
+  if (vm["state"] == "ending") return vm;
   Result<ApiClient> client = ApiClient::connect(directory);
   if (!client) return vm;
   client->set_timeout_ms(kGlanceMs);
@@ -70,13 +72,29 @@ Result<void> check_nothing_is_lost(const snapshot::SnapshotStore& store, const s
                       vm));
 }
 
+// Whether it has ended. What it still writes takes as long as it takes, within reason.
+Result<bool> wait_for_last_writes(const VmDirectory& directory) {
+  for (u64 waited_ms = 0; waited_ms < kWriteWaitMs && is_ending(directory);) {
+    constexpr u64 kStepMs = 100;
+    if (TRY(wait_for_end(directory, kStepMs))) return true;
+    waited_ms += kStepMs;
+  }
+  return !TRY(owner_of(directory));
+}
+
 // Done too if the VM has ended by itself meanwhile.
 Result<int> end_now(const VmDirectory& directory) {
-  if (Result<ApiClient> client = ApiClient::connect(directory)) {
-    client->set_timeout_ms(kGlanceMs);
-    const Result<std::string> asked = client->request("POST", "/v1/kill");
-    // It listens, and may have a disk to flush.
-    if (asked && TRY(wait_for_end(directory, kKillWaitMs))) return kExitDone;
+  if (!is_ending(directory)) {
+    if (Result<ApiClient> client = ApiClient::connect(directory)) {
+      client->set_timeout_ms(kGlanceMs);
+      const Result<std::string> asked = client->request("POST", "/v1/kill");
+      if (asked && TRY(wait_for_end(directory, kKillWaitMs))) return kExitDone;
+    }
+  }
+  if (TRY(wait_for_last_writes(directory))) return kExitDone;
+  if (is_ending(directory)) {
+    warn(fmt::format("VM \"{}\" is still writing: killed, and what it had not written is lost",
+                     directory.name));
   }
   // It does not listen. The lock is held, so the pid is that of the VM.
   const std::optional<u32> still = TRY(owner_of(directory));
@@ -153,11 +171,15 @@ Result<int> stop(const std::string& vm, u64 timeout_s) {
   const u64 timeout_ms = timeout_s * 1000;
   const bool runs = TRY(owner_of(directory)).has_value();
   Result<ApiClient> client = ApiClient::connect(directory);
-  if (!client) {
-    // It may be ending already.
-    if (runs && TRY(wait_for_end(directory, timeout_ms))) return kExitDone;
-    return client.error();
+  // One that is starting listens soon.
+  for (u64 waited_ms = 0; !client && runs && waited_ms < timeout_ms;) {
+    constexpr u64 kStepMs = 50;
+    if (TRY(wait_for_end(directory, kStepMs))) return kExitDone;
+    waited_ms += kStepMs;
+    client = ApiClient::connect(directory);
   }
+  if (is_ending(directory) && TRY(wait_for_last_writes(directory))) return kExitDone;
+  if (!client) return client.error();
   client->set_timeout_ms(kGlanceMs);
   const Result<std::string> pressed = client->request("POST", "/v1/power-button");
   if (!pressed && !client->transport_failed()) {
@@ -169,6 +191,7 @@ Result<int> stop(const std::string& vm, u64 timeout_s) {
   }
   // One that did not answer has ended meanwhile, or hangs.
   if (TRY(wait_for_end(directory, timeout_ms))) return kExitDone;
+  if (is_ending(directory)) return end_now(directory);
   warn(fmt::format("VM \"{}\" did not power off within {} s of the power button; killed", vm,
                    timeout_s));
   return end_now(directory);

@@ -67,12 +67,29 @@ Result<void> fill(const VmDirectory& directory) {
   return {};
 }
 
-u32 pid_in(const base::Fd& lock_file) {
-  char text[16];
+constexpr std::string_view kEnding = "ending\n";
+
+// What the holder says of itself: its pid, and below that whether it ends.
+std::string text_of(const base::Fd& lock_file) {
+  char text[32];
   const ssize_t count = ::pread(lock_file.get(), text, sizeof text, 0);
+  return {text, count > 0 ? static_cast<std::size_t>(count) : 0};
+}
+
+u32 pid_in(const base::Fd& lock_file) {
+  const std::string text = text_of(lock_file);
   u32 pid = 0;
-  if (count > 0) std::from_chars(text, text + count, pid);
+  std::from_chars(text.data(), text.data() + text.size(), pid);
   return pid;
+}
+
+// The VM that had the file may be removed by now, and its name be another's.
+bool is_lock_of(const VmDirectory& directory, const base::Fd& lock_file) {
+  struct stat held {
+  }, named{};
+  return ::fstat(lock_file.get(), &held) == 0 &&
+         ::lstat((directory.path() + "/lock").c_str(), &named) == 0 &&
+         held.st_dev == named.st_dev && held.st_ino == named.st_ino;
 }
 
 Error held_by_another(const VmDirectory& directory, const base::Fd& lock_file) {
@@ -181,6 +198,11 @@ Result<void> lock_vm_directory(VmDirectory& directory) {
     return locked.error().kind() == ErrorKind::busy ? held_by_another(directory, *opened)
                                                     : std::move(locked).error();
   }
+  if (!is_lock_of(directory, *opened)) {
+    TRY(find_vm_directory(directory.home, directory.name));
+    return make_error(ErrorKind::busy, "VM \"{}\" was removed by another process", directory.name)
+        .with_hint("a new one has its name; try again if that is meant");
+  }
   directory.lock = std::move(*opened);
   return record_no_owner(directory);  // a pid of old must not be taken for ours, and killed
 }
@@ -195,6 +217,12 @@ Result<void> record_owner(const VmDirectory& directory) {
   TRY(record_no_owner(directory));
   return base::write_exactly(directory.lock,
                              {reinterpret_cast<const u8*>(text.data()), text.size()}, 0);
+}
+
+Result<void> record_ending(const VmDirectory& directory) {
+  const u64 offset = TRY(base::file_size(directory.lock));
+  return base::write_exactly(directory.lock,
+                             {reinterpret_cast<const u8*>(kEnding.data()), kEnding.size()}, offset);
 }
 
 Result<void> remove_vm_directory(const VmDirectory& directory) {
@@ -248,6 +276,11 @@ Result<std::optional<u32>> owner_of(const VmDirectory& directory) {
     return std::optional<u32>();
   }
   return std::optional<u32>(pid_in(*fd));
+}
+
+bool is_ending(const VmDirectory& directory) {
+  const Result<base::Fd> fd = open_lock_file(directory, O_RDONLY);
+  return fd && text_of(*fd).ends_with(kEnding);
 }
 
 bool has_snapshots(const VmDirectory& directory) {

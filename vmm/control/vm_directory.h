@@ -61,13 +61,16 @@ Result<VmDirectory> create_vm_directory(const Home& home, std::string_view name)
 // The VM's directory, unlocked; fails with `not_found`, and names those there are.
 Result<VmDirectory> find_vm_directory(const Home& home, std::string_view name);
 
-// Takes the lock of a VM that does not run; fails with `busy` and the holder's pid if it does.
+// Takes the lock of a VM that does not run; fails with `busy` and the holder's pid if it does, or
+// without one if another process removes the VM just now.
 Result<void> lock_vm_directory(VmDirectory& directory);
 
 // Writes this process's pid into the lock file, where `ps` finds it, or takes out whose is there:
 // before a fork that hands the lock on, and after it in the child. REQUIRES: locked.
 Result<void> record_owner(const VmDirectory& directory);
 Result<void> record_no_owner(const VmDirectory& directory);
+// Writes there, too, that this process ends: it listens no more, and may have much to write.
+Result<void> record_ending(const VmDirectory& directory);
 
 // Removes the directory, its references to snapshots and its sockets; the snapshot objects stay.
 // REQUIRES: locked.
@@ -82,6 +85,8 @@ Result<std::vector<std::string>> list_vm_names(const Home& home);
 
 // The process that holds the lock, if any: 0 if it has not said who it is yet.
 Result<std::optional<u32>> owner_of(const VmDirectory& directory);
+// Whether that process has called record_ending().
+bool is_ending(const VmDirectory& directory);
 
 // Names of the snapshots of this VM (files in refs/).
 bool has_snapshots(const VmDirectory& directory);

@@ -44,6 +44,7 @@ class FakeLauncher final : public Launcher {
         std::move(*ConsoleHub::create(loop, {.log_file = request.directory.console_log(),
                                              .socket_path = request.directory.console_socket(),
                                              .target = request.console}));
+    if (says("late")) ::usleep(500'000);
     auto server = std::move(*ApiServer::create(loop, vm, request.directory.api_socket()));
     vm.on_kill = [&] { loop.stop(); };
     vm.on_power_button = [&] {
@@ -58,6 +59,11 @@ class FakeLauncher final : public Launcher {
     report_ready(request.ready_pipe);
     if (says("poweroff")) loop.post([&] { loop.stop(); });
     loop.run();
+    if (says("writes-long")) {
+      (void)record_ending(request.directory);
+      ::usleep(1'500'000);
+      std::ofstream(request.directory.path() + "/written") << "all";
+    }
     server->finish();
     if (!hub->finish()) return 1;
     return says("crash") ? 1 : 0;
@@ -196,6 +202,41 @@ TEST_F(CommandLine, StopKillsAGuestThatIsDeaf) {
   const Outcome stopped = quicksave({"stop", "-t", "0", "t"});
   EXPECT_EQ(stopped.status, 0) << stopped.err;
   EXPECT_NE(stopped.err.find("did not power off"), std::string::npos);
+}
+
+TEST_F(CommandLine, NobodyKillsAVmThatStillWrites) {
+  for (const std::vector<std::string>& words :
+       {std::vector<std::string>{"stop", "-t", "1", "t"}, {"kill", "t"}}) {
+    ASSERT_EQ(run("writes-long", {"--name", "t", "-d"}).status, 0);
+    const Outcome ended = quicksave(words);
+    EXPECT_EQ(ended.status, 0) << ended.err;
+    EXPECT_EQ(ended.err, "");
+    EXPECT_EQ(contents(find_vm_directory(home_.home(), "t")->path() + "/written"), "all");
+    EXPECT_EQ(quicksave({"rm", "t"}).status, 0);
+  }
+}
+
+TEST_F(CommandLine, PsSaysThatAVmEnds) {
+  ASSERT_EQ(run("writes-long", {"--name", "t", "-d"}).status, 0);
+  const pid_t killer = begin({"kill", "t"});
+  const VmDirectory vm = *find_vm_directory(home_.home(), "t");
+  for (int look = 0; look < 1000 && !is_ending(vm); ++look) ::usleep(1000);
+  int status = 0;
+  EXPECT_EQ(json::parse(quicksave({"ps", "--json"}).out)[0]["state"], "ending");
+  ::waitpid(killer, &status, 0);
+  EXPECT_EQ(json::parse(quicksave({"ps", "--json"}).out)[0]["state"], "stopped");
+}
+
+TEST_F(CommandLine, StopWaitsForAVmThatIsStarting) {
+  const pid_t child = begin({"run", "--name", "t", "--kernel", kernel_, "--append", "late"});
+  while (vms().empty()) ::usleep(1000);
+  const VmDirectory vm = *find_vm_directory(home_.home(), "t");
+  for (auto owner = owner_of(vm); !owner || !*owner; owner = owner_of(vm)) ::usleep(1000);
+  const Outcome stopped = quicksave({"stop", "t"});
+  EXPECT_EQ(stopped.status, 0) << stopped.err;
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
 }
 
 TEST_F(CommandLine, KillEndsAProcessThatDoesNotListen) {
@@ -381,7 +422,7 @@ TEST_F(CommandLine, TwoSignalsAtOnceEndAForegroundVmInOrder) {
   const pid_t child = begin({"run", "--kernel", kernel_});
   while (contents(home_.path() + "/.out").empty()) ::usleep(1000);
   ::kill(child, SIGTERM);
-  ::kill(child, SIGTERM);
+  ::kill(child, SIGHUP);  // two equal ones would be one before anybody saw them
   const Outcome ended = finish(child);
   EXPECT_EQ(ended.status, 0) << ended.err;
   EXPECT_TRUE(vms().empty());
