@@ -9,8 +9,8 @@
 // sees: characters take no time, and received data interrupts at once instead of after the trigger
 // level or the timeout.
 //
-// Thread: all calls from any thread. The lock is a leaf but for the interrupt line; the sink is
-// called without it.
+// Thread: all calls from any thread. The lock is a leaf but for the interrupt line and the sink, which
+// are called with it.
 
 #pragma once
 

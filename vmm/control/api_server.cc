@@ -2,7 +2,6 @@
 
 #include <poll.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -12,7 +11,7 @@
 #include "vmm/base/log.h"
 #include "vmm/control/api_session.h"
 #include "vmm/control/json_reader.h"
-#include "vmm/control/unix_socket.h"
+#include "vmm/control/unix_listener.h"
 #include "vmm/control/vm_directory.h"
 #include "vmm/control/wire_format.h"
 
@@ -44,8 +43,7 @@ struct ApiServer::Impl : std::enable_shared_from_this<ApiServer::Impl> {
   Loop& loop;
   VmControl& vm;
   const ApiLimits limits;
-  std::string socket_path;
-  base::Fd listener;
+  std::shared_ptr<UnixListener> listener;
   std::vector<SessionPointer> sessions;
   bool is_sweeping = false;
 
@@ -54,8 +52,6 @@ struct ApiServer::Impl : std::enable_shared_from_this<ApiServer::Impl> {
   u64 operation_number = 0;
   u64 operation_began_ms = 0;
 
-  void watch_listener();
-  bool accept_ready();
   void add_client(base::Fd fd);
   void drop_idlest();
   void sweep();
@@ -90,26 +86,6 @@ void answer_error(ApiSession& session, const Error& error) {
 }  // namespace
 
 // --- clients ---------------------------------------------------------------------------------
-
-void ApiServer::Impl::watch_listener() {
-  loop.watch_readable(listener.get(), [this] { return accept_ready(); });
-}
-
-bool ApiServer::Impl::accept_ready() {
-  for (;;) {
-    Result<base::Fd> client = accept_unix(listener);
-    if (!client) {
-      // Out of descriptors, most likely. The one that waits would wake us for ever.
-      base::log(base::LogLevel::warning, "control socket: {}", client.error().message());
-      loop.call_after_ms(100, [weak = weak_from_this()] {
-        if (const auto self = weak.lock()) self->watch_listener();
-      });
-      return false;
-    }
-    if (!*client) return true;
-    add_client(std::move(*client));
-  }
-}
 
 void ApiServer::Impl::add_client(base::Fd fd) {
   if (sessions.size() >= limits.clients) drop_idlest();
@@ -295,17 +271,17 @@ Result<std::unique_ptr<ApiServer>> ApiServer::create(Loop& loop, VmControl& vm,
                                                      const std::string& socket_path,
                                                      const ApiLimits& limits) {
   auto impl = std::make_shared<Impl>(loop, vm, limits);
-  impl->listener = TRY(listen_unix(socket_path));
-  impl->socket_path = socket_path;
-  impl->watch_listener();
+  impl->listener =
+      TRY(UnixListener::create(loop, socket_path, [self = impl.get()](base::Fd client) {
+        self->add_client(std::move(client));
+      }));
   return std::unique_ptr<ApiServer>(new ApiServer(std::move(impl)));
 }
 
 ApiServer::~ApiServer() {
-  impl_->loop.unwatch(impl_->listener.get());
+  impl_->listener.reset();
   const std::vector<SessionPointer> all = std::move(impl_->sessions);
   for (const SessionPointer& session : all) session->close();
-  ::unlink(impl_->socket_path.c_str());
 }
 
 void ApiServer::finish() {

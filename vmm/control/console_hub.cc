@@ -18,7 +18,7 @@
 #include "vmm/base/mutex.h"
 #include "vmm/control/console_reader.h"
 #include "vmm/control/terminal.h"
-#include "vmm/control/unix_socket.h"
+#include "vmm/control/unix_listener.h"
 
 namespace control {
 namespace {
@@ -26,7 +26,6 @@ namespace {
 // Enough for people and for a few programs; each may hold a backlog.
 constexpr std::size_t kMaximumClients = 16;
 constexpr u64 kInputRetryMs = 20;
-constexpr u64 kAcceptRetryMs = 100;
 constexpr u64 kFinishMs = 1000;
 
 }  // namespace
@@ -57,7 +56,7 @@ struct ConsoleHub::Impl : std::enable_shared_from_this<ConsoleHub::Impl> {
   std::shared_ptr<ConsoleReader> output;
   std::unique_ptr<RawTerminal> terminal;
   base::Fd standard_input;
-  base::Fd listener;
+  std::shared_ptr<UnixListener> listener;
   std::vector<std::shared_ptr<ConsoleReader>> clients;
   u64 dropped_of_gone_clients = 0;
   u64 ring_dropped_told = 0;
@@ -77,8 +76,7 @@ struct ConsoleHub::Impl : std::enable_shared_from_this<ConsoleHub::Impl> {
   Result<void> open_stdio();
   void drain();
   void write_log(std::span<const u8> bytes);
-  void watch_listener();
-  bool accept_ready();
+  void add_client(base::Fd client);
   void watch_input(int fd);
   bool input_ready(int fd);
   void end_of_input(int fd);
@@ -157,27 +155,11 @@ void ConsoleHub::mark_log(std::string_view line) {
 
 // --- to the guest ----------------------------------------------------------------------------
 
-void ConsoleHub::Impl::watch_listener() {
-  loop.watch_readable(listener.get(), [this] { return accept_ready(); });
-}
-
-bool ConsoleHub::Impl::accept_ready() {
-  for (;;) {
-    Result<base::Fd> client = accept_unix(listener);
-    if (!client) {
-      // Out of descriptors, most likely. The one that waits would wake us for ever.
-      base::log(base::LogLevel::warning, "console socket: {}", client.error().message());
-      loop.call_after_ms(kAcceptRetryMs, [weak = weak_from_this()] {
-        if (const auto self = weak.lock()) self->watch_listener();
-      });
-      return false;
-    }
-    if (!*client) return true;
-    if (clients.size() >= kMaximumClients) continue;
-    clients.push_back(
-        std::make_shared<ConsoleReader>(loop, std::move(*client), options.backlog_bytes));
-    watch_input(clients.back()->fd());
-  }
+void ConsoleHub::Impl::add_client(base::Fd client) {
+  if (clients.size() >= kMaximumClients) return;
+  clients.push_back(
+      std::make_shared<ConsoleReader>(loop, std::move(client), options.backlog_bytes));
+  watch_input(clients.back()->fd());
 }
 
 void ConsoleHub::Impl::watch_input(int fd) {
@@ -303,8 +285,8 @@ Result<void> ConsoleHub::Impl::open() {
     log = TRY(base::open_file(options.log_file, O_WRONLY | O_CREAT | O_APPEND));
   }
   if (!options.socket_path.empty()) {
-    listener = TRY(listen_unix(options.socket_path));
-    watch_listener();
+    listener = TRY(UnixListener::create(
+        loop, options.socket_path, [this](base::Fd client) { add_client(std::move(client)); }));
   }
   if (options.target == ConsoleTarget::stdio) TRY(open_stdio());
   loop.watch_readable(wake.fd().get(), [this] {
@@ -352,10 +334,7 @@ ConsoleHub::~ConsoleHub() {
   Impl& hub = *impl_;
   hub.loop.unwatch(hub.wake.fd().get());
   if (hub.standard_input) hub.loop.unwatch(hub.standard_input.get());
-  if (hub.listener) {
-    hub.loop.unwatch(hub.listener.get());
-    ::unlink(hub.options.socket_path.c_str());
-  }
+  hub.listener.reset();
   for (const auto& client : hub.clients) client->close();
 }
 

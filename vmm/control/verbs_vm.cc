@@ -34,8 +34,11 @@ json describe(const VmDirectory& directory) {
   const Result<std::optional<u32>> owner = owner_of(directory);
   if (!owner || !*owner) return vm;
   vm["pid"] = **owner;
-  vm["state"] = is_ending(directory) ? "ending" : "starting";
-  if (vm["state"] == "ending") return vm;
+  if (is_ending(directory)) {
+    vm["state"] = "ending";
+    return vm;
+  }
+  vm["state"] = "starting";
   Result<ApiClient> client = ApiClient::connect(directory);
   if (!client) return vm;
   client->set_timeout_ms(kGlanceMs);

@@ -1,8 +1,8 @@
 // VmControl: what can be asked of a live VM. The machine implements it, the API server calls it;
 // the results are the JSON objects that scripts see.
 //
-// Thread: the control thread only. Nothing here blocks for longer than the pause of a snapshot or
-// revert; what takes longer calls back.
+// Thread: the control thread only. Nothing here blocks for longer than a snapshot takes to make room
+// for its copies and to take them, or a revert to pause the guest; what takes longer calls back.
 
 #pragma once
 

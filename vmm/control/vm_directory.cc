@@ -85,8 +85,8 @@ u32 pid_in(const base::Fd& lock_file) {
 
 // The VM that had the file may be removed by now, and its name be another's.
 bool is_lock_of(const VmDirectory& directory, const base::Fd& lock_file) {
-  struct stat held {
-  }, named{};
+  struct stat held {};
+  struct stat named {};
   return ::fstat(lock_file.get(), &held) == 0 &&
          ::lstat((directory.path() + "/lock").c_str(), &named) == 0 &&
          held.st_dev == named.st_dev && held.st_ino == named.st_ino;
